@@ -1,0 +1,1 @@
+"""A bucket of speech recordings becomes a queryable, quality-audited text corpus, as Dagster assets."""

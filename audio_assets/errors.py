@@ -1,0 +1,68 @@
+"""The errors this package raises, and what each one means for a run.
+
+    AudioAssetsError          anything that a user should read as one line
+    ├── SettingsError         a setting, credential or bucket is missing or wrong: dooms every file (exit 4)
+    ├── BusyError             another run holds what this one needs (exit 5)
+    ├── StorageError          a table, the warehouse or an export could not be read or written (exit 1)
+    │   └── SchemaError       data does not have the columns that `schemas.py` promises
+    └── FileError             one file could not be handled: becomes a row with `status` and `error`
+        ├── InvalidAudio      status ``invalid``: the bytes are not audio that can be decoded
+        ├── FileFailed        status ``failed``: tried and gave up; the next run tries again
+        └── FileDeferred      status ``deferred``: rate limit or budget; the next run tries again
+
+A message names the thing, the reason and the next step, and fits on one line.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class AudioAssetsError(Exception):
+    """Base of all errors of this package. ``exit_code`` is what the command line exits with."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class SettingsError(AudioAssetsError):
+    """A setting, credential or bucket is missing or wrong. Retrying cannot help."""
+
+    exit_code = 4
+
+
+class BusyError(AudioAssetsError):
+    """Another run holds the partition or the warehouse."""
+
+    exit_code = 5
+
+
+class StorageError(AudioAssetsError):
+    """A table, the warehouse or an export could not be read or written."""
+
+
+class SchemaError(StorageError):
+    """Data does not have the columns, types or nullability that `schemas.py` promises."""
+
+
+class FileError(AudioAssetsError):
+    """One file could not be handled. ``status`` goes to the row, ``str(error)`` to its ``error`` column."""
+
+    status: ClassVar[str] = "failed"
+
+
+class InvalidAudio(FileError):
+    """The bytes are not audio that can be decoded."""
+
+    status = "invalid"
+
+
+class FileFailed(FileError):
+    """Tried and gave up; the next run tries again."""
+
+    status = "failed"
+
+
+class FileDeferred(FileError):
+    """Put off by a rate limit or a budget; the next run tries again."""
+
+    status = "deferred"

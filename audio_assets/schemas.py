@@ -1,0 +1,312 @@
+"""The columns of every table: the one source for Arrow, DuckDB, the Dagster UI and the documentation.
+
+Times are in seconds (``_s``), money in US dollars (``_usd``), sizes in bytes (``_bytes``), rates in hertz (``_hz``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from audio_assets.errors import SchemaError
+
+STATUSES: dict[str, str] = {
+    "ok": "transcribed",
+    "empty": "decodes, but holds no speech",
+    "partial": "transcribed in part; the next run completes it",
+    "invalid": "not audio that can be decoded",
+    "failed": "tried and gave up; the next run tries again",
+    "deferred": "put off by a rate limit or a budget; the next run tries again",
+    "gone": "no longer in the bucket; the last transcript is kept",
+}
+"""Every value that a ``status`` column may hold, with its meaning."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its Arrow type, whether it may be null, and what it holds."""
+
+    name: str
+    type: pa.DataType
+    description: str
+    nullable: bool = True
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table: its columns in order and the columns that identify a row.
+
+    ``partitioned`` tables hold one partition per R2 prefix; the others are replaced as a whole.
+    """
+
+    name: str
+    description: str
+    columns: tuple[Column, ...]
+    key: tuple[str, ...]
+    partitioned: bool = True
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The Arrow schema, columns in order, nullability included."""
+        return pa.schema([pa.field(c.name, c.type, c.nullable) for c in self.columns])
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names of the columns, in order."""
+        return [c.name for c in self.columns]
+
+    def empty(self) -> pa.Table:
+        """A table of zero rows."""
+        return self.schema.empty_table()
+
+    def from_rows(self, rows: list[dict[str, object]]) -> pa.Table:
+        """Build a table from one dict per row; absent nullable columns become null.
+
+        Raises:
+            SchemaError: a row has an unknown column or a value of the wrong type.
+        """
+        known = set(self.column_names)
+        for row in rows:
+            unknown = row.keys() - known
+            if unknown:
+                raise SchemaError(f"table {self.name}: unknown column {sorted(unknown)[0]!r}; see audio_assets/schemas.py")
+        try:
+            arrays = [pa.array([row.get(c.name) for row in rows], type=c.type) for c in self.columns]
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            raise SchemaError(f"table {self.name}: a value does not fit its column: {error}") from error
+        return self.conform(pa.Table.from_arrays(arrays, schema=self.schema))
+
+    def conform(self, data: pa.Table) -> pa.Table:
+        """Return ``data`` with exactly this table's columns, matched by name, in this table's order.
+
+        Integers may widen and a column of nulls takes any type; nothing else is converted.
+
+        Raises:
+            SchemaError: a column is missing, unknown, of another type, or null where it may not be.
+        """
+        names = data.column_names
+        if len(set(names)) != len(names):
+            raise SchemaError(f"table {self.name}: duplicate column names in {names}")
+        missing = [c.name for c in self.columns if c.name not in names]
+        extra = [n for n in names if n not in set(self.column_names)]
+        if missing or extra:
+            raise SchemaError(
+                f"table {self.name}: missing columns {missing}, unknown columns {extra}; see audio_assets/schemas.py"
+            )
+        arrays = []
+        for column in self.columns:
+            values = data.column(column.name)
+            if values.type != column.type:
+                if not _convertible(values.type, column.type):
+                    raise SchemaError(
+                        f"table {self.name}: column {column.name} is {values.type}, expected {column.type}"
+                    )
+                try:
+                    values = values.cast(column.type)
+                except pa.ArrowException as error:
+                    raise SchemaError(f"table {self.name}: column {column.name}: {error}") from error
+            if not column.nullable and values.null_count:
+                raise SchemaError(
+                    f"table {self.name}: column {column.name} has {values.null_count} nulls and may have none"
+                )
+            arrays.append(values)
+        return pa.Table.from_arrays(arrays, schema=self.schema)
+
+
+def _convertible(have: pa.DataType, want: pa.DataType) -> bool:
+    """Whether ``have`` may become ``want`` without changing what a value means."""
+    if pa.types.is_null(have):
+        return True
+    if pa.types.is_integer(have) and (pa.types.is_integer(want) or pa.types.is_floating(want)):
+        return True
+    if pa.types.is_floating(have) and pa.types.is_floating(want):
+        return True
+    if pa.types.is_timestamp(have) and pa.types.is_timestamp(want):
+        return have.tz == want.tz
+    string = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    if any(test(have) for test in string) and pa.types.is_string(want):
+        return True
+    lists = (pa.types.is_list, pa.types.is_large_list)
+    if any(test(have) for test in lists) and pa.types.is_list(want):
+        return have.value_type == want.value_type or _convertible(have.value_type, want.value_type)
+    if pa.types.is_struct(have) and pa.types.is_struct(want):
+        if [f.name for f in have] != [f.name for f in want]:
+            return False
+        return all(h.type == w.type or _convertible(h.type, w.type) for h, w in zip(have, want, strict=True))
+    if pa.types.is_map(have) and pa.types.is_map(want):
+        return have.key_type == want.key_type and have.item_type == want.item_type
+    return False
+
+
+_STR = pa.string()
+_F64 = pa.float64()
+_I64 = pa.int64()
+_BOOL = pa.bool_()
+_STRINGS = pa.list_(_STR)
+_TIME = pa.timestamp("us", tz="UTC")
+
+WORD = pa.struct([("start_s", _F64), ("end_s", _F64), ("word", _STR), ("probability", _F64)])
+SEGMENT = pa.struct(
+    [
+        ("start_s", _F64),
+        ("end_s", _F64),
+        ("text", _STR),
+        ("avg_logprob", _F64),
+        ("no_speech_prob", _F64),
+        ("compression_ratio", _F64),
+        ("words", pa.list_(WORD)),
+    ]
+)
+SPAN = pa.struct(
+    [
+        ("token", _STR),
+        ("lemma", _STR),
+        ("is_stop", _BOOL),
+        ("start_char", _I64),
+        ("end_char", _I64),
+        ("start_s", _F64),
+        ("end_s", _F64),
+    ]
+)
+ENTITY = pa.struct([("text", _STR), ("label", _STR), ("start_char", _I64), ("end_char", _I64)])
+
+_ID = Column("id", _STR, "the R2 object key, exactly as listed", nullable=False)
+_PREFIX = Column("prefix", _STR, "the R2 prefix of the partition, with its trailing '/'; '' for the bucket's root", nullable=False)
+_STATUS = Column("status", _STR, "one of " + ", ".join(STATUSES), nullable=False)
+_ERROR = Column("error", _STR, "short reason when the status is not ok")
+
+R2_PREFIXES = Table(
+    "r2_prefixes",
+    "The bucket's prefixes that hold audio; each is a partition of the other tables.",
+    (
+        _PREFIX,
+        Column("partition", _STR, "the Dagster partition key of the prefix", nullable=False),
+        Column("object_count", _I64, "audio objects under the prefix", nullable=False),
+        Column("size_bytes", _I64, "their total size", nullable=False),
+    ),
+    key=("prefix",),
+    partitioned=False,
+)
+
+RAW_AUDIO = Table(
+    "raw_audio",
+    "One row per audio object: what the bucket says of it, and what its bytes are.",
+    (
+        _ID,
+        _PREFIX,
+        Column("etag", _STR, "R2's ETag without quotes; says 'changed', never 'same content'"),
+        Column("size_bytes", _I64, "size of the object"),
+        Column("last_modified", _TIME, "when R2 stored the object (UTC)"),
+        Column("content_type", _STR, "Content-Type stored with the object"),
+        Column("metadata", pa.map_(_STR, _STR), "user metadata stored with the object"),
+        Column("sha256", _STR, "SHA-256 of the bytes, hexadecimal"),
+        Column("container", _STR, "container format, as FFmpeg names it"),
+        Column("codec", _STR, "audio codec, as FFmpeg names it"),
+        Column("sample_rate_hz", _I64, "sample rate of the first audio stream"),
+        Column("channels", _I64, "channels of the first audio stream"),
+        Column("duration_s", _F64, "length that the header states"),
+        _STATUS,
+        _ERROR,
+    ),
+    key=("id",),
+)
+
+TRANSCRIPTS = Table(
+    "transcripts",
+    "One row per audio object: what Whisper heard, how sure it was, and what it cost.",
+    (
+        _ID,
+        _PREFIX,
+        Column("sha256", _STR, "SHA-256 of the transcribed bytes, hexadecimal"),
+        Column("transcription", _STR, "the text; '' when there is no speech; null when there is no result"),
+        Column("language", _STR, "ISO 639-1 code of the language"),
+        Column("language_probability", _F64, "0 to 1; null when the engine does not say"),
+        Column("duration_s", _F64, "length of the decoded audio"),
+        Column("speech_s", _F64, "length of the speech in it, by voice activity detection"),
+        Column("segments", pa.list_(SEGMENT), "timed pieces of the text, with Whisper's confidence"),
+        Column("engine", _STR, "local or openai"),
+        Column("model", _STR, "name of the model"),
+        Column("fingerprint", _STR, "SHA-256 over engine, model, decoding options and pipeline version"),
+        Column("cached", _BOOL, "whether the result came from the cache"),
+        Column("cost_usd", _F64, "what this result cost when it was made"),
+        Column("elapsed_s", _F64, "time spent making the result"),
+        Column("flags", _STRINGS, "reasons to mistrust the text"),
+        _STATUS,
+        _ERROR,
+    ),
+    key=("id",),
+)
+
+TOKENS = Table(
+    "tokens",
+    "One row per audio object: the words of its transcript, in order.",
+    (
+        _ID,
+        _PREFIX,
+        Column("language", _STR, "language whose rules split the text"),
+        Column("transcription", _STR, "the text that the offsets point into"),
+        Column("tokens", _STRINGS, "normalized words, in order"),
+        Column("content_tokens", _STRINGS, "the same without stop words"),
+        Column("spans", pa.list_(SPAN), "each token with lemma, character offsets and times"),
+        Column("sentence_count", _I64, "sentences in the text"),
+        Column("entities", pa.list_(ENTITY), "named entities; null when no model for them is installed"),
+        Column("sentiment", _F64, "-1 (negative) to 1 (positive); null when not computed"),
+    ),
+    key=("id",),
+)
+
+PREFIX_SUMMARY = Table(
+    "prefix_summary",
+    "One row per prefix: how much there is, how good it is, and what it cost.",
+    (
+        _PREFIX,
+        Column("files", _I64, "objects", nullable=False),
+        *(Column(f"files_{name}", _I64, f"objects with status {name}: {meaning}", nullable=False) for name, meaning in STATUSES.items()),
+        Column("hours", _F64, "hours of audio", nullable=False),
+        Column("speech_hours", _F64, "hours of speech", nullable=False),
+        Column("words", _I64, "words transcribed", nullable=False),
+        Column("words_per_minute", _F64, "words per minute of speech; null without speech"),
+        Column("vocabulary", _I64, "different words", nullable=False),
+        Column("cost_usd", _F64, "what the transcripts cost when they were made", nullable=False),
+        Column("cached_share", _F64, "share of transcripts that came from the cache, 0 to 1; null without transcripts"),
+        Column("flagged_share", _F64, "share of transcripts with a flag, 0 to 1; null without transcripts"),
+        Column("duration_p50_s", _F64, "median length of a recording"),
+        Column("duration_p90_s", _F64, "90th percentile of the length"),
+        Column("duration_p99_s", _F64, "99th percentile of the length"),
+        Column("words_p50", _F64, "median words per transcript"),
+        Column("words_p90", _F64, "90th percentile of words per transcript"),
+        Column("avg_logprob_p10", _F64, "10th percentile of the segments' mean log probability: the uncertain tail"),
+    ),
+    key=("prefix",),
+)
+
+TOKEN_FREQUENCY = Table(
+    "token_frequency",
+    "One row per prefix and word: how often it occurs, and in how many recordings.",
+    (
+        _PREFIX,
+        Column("token", _STR, "the word, normalized", nullable=False),
+        Column("count", _I64, "occurrences in the prefix", nullable=False),
+        Column("document_count", _I64, "recordings of the prefix that hold it", nullable=False),
+        Column("is_stop", _BOOL, "whether it is a stop word of its language", nullable=False),
+    ),
+    key=("prefix", "token"),
+)
+
+CORPUS_SUMMARY = Table(
+    "corpus_summary",
+    "One row: the whole corpus in figures.",
+    (
+        Column("prefixes", _I64, "prefixes with a summary", nullable=False),
+        *(c for c in PREFIX_SUMMARY.columns if c.name != "prefix"),
+    ),
+    key=(),
+    partitioned=False,
+)
+
+TABLES: dict[str, Table] = {
+    t.name: t
+    for t in (R2_PREFIXES, RAW_AUDIO, TRANSCRIPTS, TOKENS, PREFIX_SUMMARY, TOKEN_FREQUENCY, CORPUS_SUMMARY)
+}
+"""Every table by name."""

@@ -1,0 +1,113 @@
+"""Settings from the environment and a ``.env`` file, and where everything lies under ``AUDIO_ASSETS_HOME``.
+
+Reading settings never fails and never touches the network. A setting that a run needs and does not find is reported
+by `require`, which names the variable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from audio_assets.errors import SettingsError
+
+
+class Settings(BaseSettings):
+    """Every environment variable the package reads. ``.env.example`` and the README list the same names."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", env_ignore_empty=True, populate_by_name=True)
+
+    r2_bucket: str | None = Field(None, description="name of the bucket")
+    r2_account_id: str | None = Field(None, description="Cloudflare account id; the endpoint follows from it")
+    r2_endpoint_url: str | None = Field(None, description="full endpoint, instead of the account id: EU jurisdiction, or any S3 server")
+    r2_access_key_id: str | None = Field(None, description="access key of an R2 API token")
+    r2_secret_access_key: SecretStr | None = Field(None, description="secret of that token")
+    openai_api_key: SecretStr | None = Field(None, description="key for OpenAI's API; makes `openai` the default engine")
+    openai_base_url: str | None = Field(None, description="another OpenAI-compatible endpoint")
+    whisper_engine: Literal["local", "openai"] | None = Field(
+        None, description="`local` or `openai`; by default `openai` when a key is set, else `local`"
+    )
+    whisper_model: str | None = Field(
+        None, description="model name, or a directory of CTranslate2 weights for the local engine"
+    )
+    audio_assets_home: Path = Field(Path("data"), description="where everything is kept")
+    audio_assets_prefix_depth: int = Field(1, ge=0, description="folders of a key that make its partition")
+
+
+@dataclass(frozen=True)
+class Home:
+    """The directories under ``AUDIO_ASSETS_HOME``."""
+
+    root: Path
+
+    @property
+    def audio(self) -> Path:
+        """The mirror of the bucket's tree."""
+        return self.root / "audio"
+
+    @property
+    def cache(self) -> Path:
+        """Transcription results by content."""
+        return self.root / "cache"
+
+    @property
+    def tables(self) -> Path:
+        """Partition files: the record."""
+        return self.root / "tables"
+
+    @property
+    def warehouse(self) -> Path:
+        """The DuckDB database that follows the record."""
+        return self.root / "warehouse.duckdb"
+
+    @property
+    def exports(self) -> Path:
+        """What `corpus_export` writes."""
+        return self.root / "exports"
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.root / "report" / "index.html"
+
+    @property
+    def dagster(self) -> Path:
+        """Dagster's own state, when ``DAGSTER_HOME`` is not set."""
+        return self.root / "dagster"
+
+    @property
+    def locks(self) -> Path:
+        """Lock files of runs."""
+        return self.root / "locks"
+
+
+def home(settings: Settings | None = None) -> Home:
+    """The home that the environment asks for, as an absolute path."""
+    return Home((settings or load()).audio_assets_home.expanduser().absolute())
+
+
+def load() -> Settings:
+    """Read the environment and ``.env``.
+
+    Raises:
+        SettingsError: a variable is set to something it cannot be; the message names it.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).upper()
+        raise SettingsError(f"{name}: {first['msg']} (got {first['input']!r}); correct it in the environment or .env") from None
+
+
+def require(value: object | None, variable: str, purpose: str) -> str:
+    """``value`` as text, or a `SettingsError` that names the missing ``variable`` and what it is for."""
+    if value is None or value == "":
+        raise SettingsError(f"{variable} is not set: {purpose}. Set it in the environment or in .env (see .env.example)")
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)

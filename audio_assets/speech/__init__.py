@@ -1,0 +1,1 @@
+"""Stage: from audio files to transcripts."""

@@ -1,0 +1,1 @@
+"""Stage: partition files, the warehouse and exports."""

@@ -1,0 +1,1 @@
+"""Stage: statistics, plots and the report."""

@@ -1,0 +1,1 @@
+"""Stage: from transcripts to tokens."""
