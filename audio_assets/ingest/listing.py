@@ -1,0 +1,102 @@
+"""What lies in the bucket: its audio objects, and the prefixes that hold them."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from audio_assets.ingest.remote_errors import translated
+from audio_assets.partitions import partition_key_for, prefix_of
+
+AUDIO_EXTENSIONS = (".wav", ".mp3", ".flac", ".m4a", ".ogg", ".opus", ".webm", ".aac", ".mp4")
+"""Endings of the keys that are taken for audio, in lower case; upper case counts as well."""
+
+
+@dataclass(frozen=True)
+class RemoteObject:
+    """One object as a listing tells it.
+
+    ``etag`` has no quotes; it is None for a file that never came from a bucket. ``last_modified`` is in UTC.
+    """
+
+    key: str
+    etag: str | None
+    size_bytes: int
+    last_modified: datetime | None
+
+
+@dataclass(frozen=True)
+class PrefixListing:
+    """One prefix that holds audio: a row of `schemas.R2_PREFIXES`."""
+
+    prefix: str
+    partition: str
+    object_count: int
+    size_bytes: int
+
+
+def is_audio(key: str) -> bool:
+    """Whether the key ends like an audio file. "Directory" markers, which end in ``/``, never do."""
+    return key.lower().endswith(AUDIO_EXTENSIONS)
+
+
+def list_objects(client: Any, bucket: str, prefix: str = "", *, delimiter: str = "") -> Iterator[RemoteObject]:
+    """The audio objects whose keys start with ``prefix``, in the order of the listing, page by page.
+
+    Args:
+        client: a boto3 S3 client.
+        bucket: name of the bucket.
+        prefix: any string; a folder ends in ``/``.
+        delimiter: ``"/"`` leaves out what lies in folders below ``prefix``.
+
+    Raises:
+        SettingsError: the bucket, the credentials or the endpoint are wrong.
+    """
+    arguments = {"Bucket": bucket, "Prefix": prefix}
+    if delimiter:
+        arguments["Delimiter"] = delimiter
+    with translated(client, bucket, "list the bucket"):
+        for page in client.get_paginator("list_objects_v2").paginate(**arguments):
+            for entry in page.get("Contents", ()):
+                if is_audio(entry["Key"]):
+                    yield RemoteObject(
+                        key=entry["Key"],
+                        etag=entry["ETag"].strip('"'),
+                        size_bytes=entry["Size"],
+                        last_modified=entry["LastModified"],
+                    )
+
+
+def list_prefix(client: Any, bucket: str, prefix: str, depth: int) -> Iterator[RemoteObject]:
+    """The audio objects of one partition: those whose `partitions.prefix_of` at ``depth`` is ``prefix``.
+
+    Raises:
+        SettingsError: the bucket, the credentials or the endpoint are wrong.
+    """
+    # Below the full depth a partition holds only what lies directly in it; its subfolders are partitions of their own.
+    delimiter = "/" if prefix.count("/") < depth else ""
+    seen: set[str] = set()
+    # The prefix of a partition is in NFC; servers other than R2 keep keys in NFD apart, and list them apart.
+    spellings = dict.fromkeys((prefix, unicodedata.normalize("NFD", prefix)))
+    for spelling in spellings:
+        for found in list_objects(client, bucket, spelling, delimiter=delimiter):
+            if prefix_of(found.key, depth) == prefix and found.key not in seen:
+                if len(spellings) > 1:
+                    seen.add(found.key)
+                yield found
+
+
+def discover_prefixes(objects: Iterable[RemoteObject], depth: int) -> list[PrefixListing]:
+    """The prefixes at ``depth`` that hold ``objects``, sorted. Memory grows with prefixes, not with objects."""
+    totals: dict[str, list[int]] = {}
+    for found in objects:
+        total = totals.setdefault(prefix_of(found.key, depth), [0, 0])
+        total[0] += 1
+        total[1] += found.size_bytes
+    return [
+        PrefixListing(prefix, partition_key_for(prefix), count, size)
+        for prefix, (count, size) in sorted(totals.items())
+    ]

@@ -1,0 +1,334 @@
+"""The mirror: the bucket's tree on the local disk, file by file, and what is known of each.
+
+A key's path is the key itself wherever a file system can hold it. What it cannot hold is written as ``%XX``, so that
+every key has one path, every such path one key, and none lies outside the mirror:
+
+* components ``.`` and ``..``, control characters, NUL included, and ``\\`` are escaped character by character;
+* empty components (a leading ``/``, ``//``, a trailing ``/``) become ``%2F``, one per component;
+* a component over 255 bytes goes on in the next directory; the cut is marked by ``%2F`` at its end;
+* a folder named like an audio file (``a.wav/b.wav``) gets ``%2E`` for its dot: a file ``a.wav`` may lie beside it;
+* a ``%`` is escaped only where it would read as one of these escapes: ``100%.wav`` and ``a%20b.wav`` stay as they are.
+
+State lies beside the tree in ``.state/``: one small JSON file per object, named by the hash of its key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import time
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+
+from audio_assets.errors import FileFailed
+from audio_assets.ingest.listing import AUDIO_EXTENSIONS, RemoteObject, is_audio
+
+STATE_DIRECTORY = ".state"
+
+_NAME_MAX_BYTES = 255  # POSIX file systems; also what a component may have before it is cut
+_CUT_BYTES = 240
+_EMPTY = "%2F"
+_STALE_PART_S = 24 * 3600
+_READ_BYTES = 1 << 20
+
+_ESCAPE = re.compile(r"%(?:[01][0-9A-F]|7F|25|2E|2F|5C)|%ED%[AB][0-9A-F]%[89AB][0-9A-F]")
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class ObjectState:
+    """What is known of one file of the mirror.
+
+    ``etag`` is None when the file did not come from a bucket. ``mtime_ns`` is the file's own modification time when
+    ``sha256`` was computed: as long as it and the size stay, so does the hash.
+    """
+
+    key: str
+    etag: str | None
+    size_bytes: int
+    sha256: str
+    last_modified: datetime | None
+    content_type: str | None
+    metadata: dict[str, str]
+    mtime_ns: int
+
+
+class Mirror:
+    """The tree under ``root``. Cheap to make; nothing is written until something is stored."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root).absolute()
+
+    def path_for(self, key: str) -> Path:
+        """The absolute path of ``key``: inside the mirror whatever the key is."""
+        return self.root.joinpath(*_encode(key))
+
+    def key_for(self, path: Path) -> str:
+        """The key of a path, absolute or relative to the mirror; the inverse of `path_for`.
+
+        Raises:
+            ValueError: ``path`` is outside the mirror, or is not the path of any key.
+        """
+        path = Path(path)
+        relative = path.relative_to(self.root) if path.is_absolute() else path
+        key = _decode(relative.parts)
+        if tuple(_encode(key)) != relative.parts:
+            raise ValueError(
+                f"{relative} is not the path of an object; the mirror would keep {key!r} at {self.path_for(key)}"
+            )
+        return key
+
+    def state(self, key: str) -> ObjectState | None:
+        """What was last recorded for ``key``; None when nothing was, or when the record is damaged."""
+        try:
+            fields = json.loads(self._state_path(key).read_bytes())
+            modified = fields.pop("last_modified")
+            found = ObjectState(**fields, last_modified=datetime.fromisoformat(modified) if modified else None)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+        return found if found.key == key else None
+
+    def record(self, state: ObjectState) -> None:
+        """Remember ``state``, replacing what was known of its key.
+
+        Raises:
+            FileFailed: the disk refuses.
+        """
+        fields = asdict(state)
+        fields["last_modified"] = state.last_modified.isoformat() if state.last_modified else None
+        path = self._state_path(state.key)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # No fsync: a record lost in a power cut reads as damaged, and the file is hashed or fetched once more.
+            with self._part() as part:
+                part.write_bytes(json.dumps(fields).encode())
+                part.replace(path)
+        except OSError as error:
+            raise FileFailed(f"{path} cannot be written ({error.strerror or error}); check the disk") from error
+
+    def holds(self, found: RemoteObject) -> bool:
+        """Whether the mirror has the bytes that the listing tells of: same ETag and size, and the file untouched."""
+        state = self.state(found.key)
+        if state is None or state.etag is None or state.etag != found.etag or state.size_bytes != found.size_bytes:
+            return False
+        now = self.inspect(found.key)
+        return now is not None and now.etag == found.etag
+
+    def inspect(self, key: str) -> ObjectState | None:
+        """The state of the file as it lies; None when there is no such file.
+
+        The hash comes from memory while size and modification time stay; otherwise the file is read. A file whose
+        bytes are no longer those that were fetched has no ETag.
+
+        Raises:
+            FileFailed: the file cannot be read.
+        """
+        path = self.path_for(key)
+        try:
+            status = path.stat()
+            known = self.state(key)
+            if known and known.size_bytes == status.st_size and known.mtime_ns == status.st_mtime_ns:
+                return known
+            sha256 = _sha256(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise FileFailed(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+        same = known is not None and known.sha256 == sha256
+        state = ObjectState(
+            key=key,
+            etag=known.etag if known and same else None,
+            size_bytes=status.st_size,
+            sha256=sha256,
+            last_modified=known.last_modified if known and same else None,
+            content_type=known.content_type if known and same else None,
+            metadata=known.metadata if known and same else {},
+            mtime_ns=status.st_mtime_ns,
+        )
+        self.record(state)
+        return state
+
+    def files(self, prefix: str = "") -> Iterator[str]:
+        """Keys of the audio files that lie in the mirror and start with ``prefix``, unordered, however they came there.
+
+        NFC and NFD spellings of ``prefix`` count as the same.
+        """
+        wanted = unicodedata.normalize("NFC", prefix)
+        for path in self._audio_files(prefix):
+            try:
+                key = self.key_for(path)
+            except ValueError:
+                continue
+            if unicodedata.normalize("NFC", key).startswith(wanted):
+                yield key
+
+    def misnamed(self) -> Iterator[str]:
+        """Audio files that lie in the mirror under a name that is no object's: paths relative to the mirror.
+
+        Such a name is not UTF-8, or contains what the mirror reads as an escape.
+        """
+        for path in self._audio_files(""):
+            try:
+                self.key_for(path)
+            except ValueError:
+                name = path.relative_to(self.root).as_posix()
+                yield os.fsencode(name).decode("utf-8", "replace")
+
+    @contextmanager
+    def storing(self, key: str) -> Iterator[Path]:
+        """A path to write the bytes of ``key`` to; on success they are synced and put in place by one rename.
+
+        Raises:
+            FileFailed: another key's file is in the way, or the disk refuses.
+        """
+        target = self.path_for(key)
+        try:
+            with self._part() as part:
+                yield part
+                with part.open("rb") as written:
+                    os.fsync(written.fileno())
+                target.parent.mkdir(parents=True, exist_ok=True)
+                part.replace(target)
+                _sync_directory(target.parent)
+        except OSError as error:
+            raise FileFailed(f"{target} cannot be written ({error.strerror or error}); check the disk") from error
+
+    def remove_stale_parts(self) -> int:
+        """Remove what interrupted downloads left behind more than a day ago; returns how many."""
+        removed = 0
+        oldest = time.time() - _STALE_PART_S
+        for part in (self.root / STATE_DIRECTORY / "parts").glob("*.part"):
+            try:
+                if part.stat().st_mtime < oldest:
+                    part.unlink()
+                    removed += 1
+            except FileNotFoundError:
+                continue
+        return removed
+
+    @contextmanager
+    def _part(self) -> Iterator[Path]:
+        # All temporary files in one place on the same disk: the tree itself never shows a half-written one.
+        directory = self.root / STATE_DIRECTORY / "parts"
+        directory.mkdir(parents=True, exist_ok=True)
+        part = directory / f"{os.getpid()}-{secrets.token_hex(8)}.part"
+        try:
+            yield part
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _state_path(self, key: str) -> Path:
+        name = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+        return self.root / STATE_DIRECTORY / "objects" / name[:2] / f"{name}.json"
+
+    def _audio_files(self, prefix: str) -> Iterator[Path]:
+        folder, slash, _ = prefix.rpartition("/")
+        # What is not ASCII may be spelled in NFC or NFD on disk: then only a look at every file tells.
+        start = self.root.joinpath(*_encode(folder + "/x")[:-1]) if slash and folder.isascii() else self.root
+        for directory, folders, names in os.walk(start):
+            if Path(directory) == self.root and STATE_DIRECTORY in folders:
+                folders.remove(STATE_DIRECTORY)
+            for name in names:
+                path = Path(directory, name)
+                if is_audio(name) and path.is_file():
+                    yield path
+
+
+def _encode(key: str) -> list[str]:
+    components = key.split("/")
+    encoded: list[str] = []
+    empty = 0
+    for i, component in enumerate(components):
+        if component == "":
+            empty += 1
+            continue
+        encoded += _empties(empty)
+        empty = 0
+        encoded += _encode_component(component, is_folder=i < len(components) - 1, is_first=not encoded)
+    return encoded + _empties(empty)
+
+
+def _empties(count: int) -> list[str]:
+    most = _CUT_BYTES // len(_EMPTY)
+    return [_EMPTY * min(most, count - start) for start in range(0, count, most)]
+
+
+def _encode_component(component: str, *, is_folder: bool, is_first: bool) -> list[str]:
+    text = _ESCAPE.sub(lambda match: "%25" + match[0][1:], component)
+    text = _UNSAFE.sub(lambda match: _percent(match[0]), text)
+    if component in (".", "..") or (is_first and component.lower() == STATE_DIRECTORY):
+        text = text.replace(".", _percent("."))
+    elif is_folder and component.lower().endswith(AUDIO_EXTENSIONS):
+        stem, _, extension = text.rpartition(".")
+        text = f"{stem}{_percent('.')}{extension}"
+    if len(text.encode()) <= _NAME_MAX_BYTES:
+        return [text]
+    pieces = _cut(text)
+    last = pieces.pop()
+    if last in (".", ".."):
+        last = last.replace(".", _percent("."))
+    return [piece + _EMPTY for piece in pieces] + [last]
+
+
+def _cut(text: str) -> list[str]:
+    """``text`` in pieces of at most `_CUT_BYTES` bytes, no character split."""
+    pieces, start, size = [], 0, 0
+    for i, character in enumerate(text):
+        width = len(character.encode())
+        if size + width > _CUT_BYTES:
+            pieces.append(text[start:i])
+            start, size = i, 0
+        size += width
+    return [*pieces, text[start:]]
+
+
+def _decode(parts: tuple[str, ...]) -> str:
+    components: list[str] = []
+    open_text = ""
+    for part in parts:
+        if not open_text and part and part.replace(_EMPTY, "") == "":
+            components += [""] * (len(part) // len(_EMPTY))
+        elif part.endswith(_EMPTY):
+            open_text += part[: -len(_EMPTY)]
+        else:
+            components.append(_ESCAPE.sub(lambda match: _unpercent(match[0]), open_text + part))
+            open_text = ""
+    if open_text:
+        components.append(_ESCAPE.sub(lambda match: _unpercent(match[0]), open_text))
+    return "/".join(components)
+
+
+def _percent(character: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogatepass"))
+
+
+def _unpercent(escape: str) -> str:
+    return bytes.fromhex(escape.replace("%", "")).decode("utf-8", "surrogatepass")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def relative_name(key: str) -> str:
+    """The path of ``key`` inside any mirror, with ``/`` between components: for links from a report."""
+    return PurePosixPath(*_encode(key)).as_posix()

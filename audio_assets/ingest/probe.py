@@ -1,0 +1,122 @@
+"""What the bytes of a file are: container, codec, rate, channels, length. Content decides, never the name."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from audio_assets.errors import FileFailed, InvalidAudio
+
+FORMATS = ("wav", "w64", "mp3", "flac", "ogg", "aac", "mov", "matroska")
+"""FFmpeg demuxers that may look at a file. Those that open other files or addresses (concat, hls, …) are not here."""
+
+_MOST_PACKETS = 200  # of a file's start, to find one that decodes
+_NO_FILE = "the file is not in the mirror; fetch it again"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the header says. Names are FFmpeg's; ``duration_s`` is None where the header states no length.
+
+    For MP3 without a Xing header and for raw AAC the length is FFmpeg's estimate from the bit rate.
+    """
+
+    container: str
+    codec: str
+    sample_rate_hz: int
+    channels: int
+    duration_s: float | None
+
+
+class _Nameless:
+    """A file without a name: FFmpeg would otherwise take its extension as evidence of the format."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.read = file.read
+        self.seek = file.seek
+        self.tell = file.tell
+
+
+def probe(path: Path) -> Probe:
+    """Look at the start of the file at ``path`` and decode one frame of its first audio stream.
+
+    No other file and no address is ever opened, whatever the content asks for.
+
+    Raises:
+        InvalidAudio: zero bytes, not one of `FORMATS`, no audio stream, or nothing in it decodes.
+        FileFailed: the file is missing or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise InvalidAudio("the file has zero bytes")
+            file.seek(0)
+            return _probe(file)
+    except FileNotFoundError:
+        raise FileFailed(_NO_FILE) from None
+    except OSError as error:
+        raise FileFailed(f"the file cannot be read: {error.strerror or error}") from error
+
+
+def _probe(file: IO[bytes]) -> Probe:
+    import av
+
+    # Messages of damaged files would otherwise reach standard error, past every logger.
+    av.logging.set_level(None)
+    try:
+        container = av.open(
+            _Nameless(file),
+            # The second list is of addresses: a file object needs none.
+            options={"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none"},
+            metadata_errors="replace",
+        )
+    except (av.error.FFmpegError, ValueError, EOFError) as error:
+        raise InvalidAudio(f"not audio in a known format: {_reason(error)}") from error
+    with container:
+        streams = container.streams.audio
+        if not streams:
+            raise InvalidAudio(f"holds no audio stream ({container.format.name})")
+        return _first_frame(av, container, streams[0])
+
+
+def _first_frame(av: Any, container: Any, stream: Any) -> Probe:
+    codec = stream.codec_context
+    if codec is None:
+        raise InvalidAudio("its audio codec is unknown")
+    reason = "it holds no audio"
+    try:
+        for count, packet in enumerate(container.demux(stream)):
+            try:
+                frames = packet.decode()
+            except av.error.FFmpegError as error:
+                frames, reason = [], _reason(error)
+            if frames:
+                return Probe(
+                    container=container.format.name,
+                    codec=codec.codec.canonical_name,
+                    sample_rate_hz=frames[0].sample_rate,
+                    channels=frames[0].layout.nb_channels,
+                    duration_s=_duration_s(av, container, stream),
+                )
+            if count >= _MOST_PACKETS:
+                break
+    except (av.error.FFmpegError, EOFError) as error:
+        reason = _reason(error)
+    raise InvalidAudio(f"a {container.format.name} header, but nothing decodes: {reason}")
+
+
+def _duration_s(av: Any, container: Any, stream: Any) -> float | None:
+    if stream.duration is not None and stream.time_base is not None:
+        seconds = float(stream.duration * stream.time_base)
+    elif container.duration is not None:
+        seconds = container.duration / av.time_base
+    else:
+        return None
+    return seconds if math.isfinite(seconds) and seconds > 0 else None
+
+
+def _reason(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())[:200]

@@ -1,0 +1,158 @@
+"""The bucket as a Dagster resource: dagster-aws's `S3Resource` with the settings that Cloudflare R2 needs."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from dagster_aws.s3 import S3Resource
+from pydantic import Field
+
+from audio_assets import settings
+from audio_assets.errors import SettingsError
+from audio_assets.ingest.remote_errors import settings_error, translated
+
+
+class R2Resource(S3Resource):
+    """Gives a boto3 client for an R2 bucket, or for any other S3 server.
+
+    A field that is left out is read from the environment when a run needs it, so that definitions load without any.
+
+    Example:
+        .. code-block:: python
+
+            Definitions(assets=[...], resources={"r2": R2Resource()})
+    """
+
+    bucket: str | None = Field(default=None, description="Name of the bucket. By default R2_BUCKET.")
+    account_id: str | None = Field(
+        default=None,
+        description="Cloudflare account id, from which the endpoint follows. By default R2_ACCOUNT_ID.",
+    )
+    endpoint_url: str | None = Field(
+        default=None,
+        description="Endpoint to use instead of the account's: EU or FedRAMP jurisdiction, or any S3 server. "
+        "By default R2_ENDPOINT_URL.",
+    )
+    aws_access_key_id: str | None = Field(
+        default=None, repr=False, description="Access key of an R2 API token. By default R2_ACCESS_KEY_ID."
+    )
+    aws_secret_access_key: str | None = Field(
+        default=None, repr=False, description="Secret of that token. By default R2_SECRET_ACCESS_KEY."
+    )
+    aws_session_token: str | None = Field(
+        default=None, repr=False, description="Session token, for temporary credentials."
+    )
+    region_name: str | None = Field(default="auto", description="R2 has one region, `auto`.")
+    max_attempts: int = Field(
+        default=3, description="Tries of one request, the first included. Downloads have a retry layer of their own."
+    )
+    max_pool_connections: int = Field(
+        default=64, description="Connections kept open; at least the number of download workers."
+    )
+    connect_timeout_s: float = Field(default=10.0, description="Seconds to wait for a connection.")
+    read_timeout_s: float = Field(default=60.0, description="Seconds to wait for each read.")
+
+    def bucket_name(self) -> str:
+        """Name of the bucket.
+
+        Raises:
+            SettingsError: neither the field nor R2_BUCKET is set.
+        """
+        return settings.require(self.bucket or settings.load().r2_bucket, "R2_BUCKET", "the name of the bucket to read")
+
+    def endpoint(self) -> str:
+        """The endpoint, without a trailing slash or the bucket's name.
+
+        Raises:
+            SettingsError: no endpoint and no account id is set, or the endpoint is not an http address.
+        """
+        configured = settings.load()
+        # What is given in code or run configuration goes before the environment, whichever of the two it is.
+        url = self.endpoint_url
+        account = self.account_id
+        if url is None and account is None:
+            url, account = configured.r2_endpoint_url, configured.r2_account_id
+        if url is None:
+            account = settings.require(
+                account, "R2_ACCOUNT_ID", "the bucket's endpoint follows from it (or set R2_ENDPOINT_URL)"
+            )
+            return f"https://{account}.r2.cloudflarestorage.com"
+        parts = urlsplit(url.strip())
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise SettingsError(
+                f"R2_ENDPOINT_URL {url!r} is not an address; it looks like https://….r2.cloudflarestorage.com"
+            )
+        # Cloudflare's dashboard shows the address with the bucket at its end.
+        path = parts.path.rstrip("/")
+        if path and path == f"/{self.bucket or configured.r2_bucket}":
+            path = ""
+        if path:
+            raise SettingsError(
+                f"R2_ENDPOINT_URL {url!r} has a path; leave out {path!r}, and name the bucket in R2_BUCKET"
+            )
+        return urlunsplit((parts.scheme, parts.netloc, "", "", ""))
+
+    def get_client(self) -> Any:
+        """A new boto3 S3 client; share it between threads.
+
+        Raises:
+            SettingsError: a setting is missing or malformed; the message names its variable.
+        """
+        import boto3
+        from botocore import UNSIGNED
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+
+        configured = settings.load()
+        endpoint = self.endpoint()
+        signature: dict[str, Any] = {"signature_version": UNSIGNED} if self.use_unsigned_session else {}
+        credentials: dict[str, str | None] = {}
+        if not self.use_unsigned_session and self.profile_name is None:
+            purpose = "the access key and the secret of an R2 API token that may read the bucket"
+            credentials = {
+                "aws_access_key_id": settings.require(
+                    self.aws_access_key_id or configured.r2_access_key_id, "R2_ACCESS_KEY_ID", purpose
+                ),
+                "aws_secret_access_key": settings.require(
+                    self.aws_secret_access_key or configured.r2_secret_access_key, "R2_SECRET_ACCESS_KEY", purpose
+                ),
+                "aws_session_token": self.aws_session_token,
+            }
+        try:
+            return boto3.session.Session(profile_name=self.profile_name).client(
+                "s3",
+                endpoint_url=endpoint,
+                region_name=self.region_name,
+                use_ssl=self.use_ssl,
+                verify=self.verify,
+                config=Config(
+                    **signature,
+                    s3={"addressing_style": "path"},
+                    retries={"total_max_attempts": self.max_attempts, "mode": "standard"},
+                    max_pool_connections=self.max_pool_connections,
+                    connect_timeout=self.connect_timeout_s,
+                    read_timeout=self.read_timeout_s,
+                    # R2 rejects the checksum trailers that boto3 adds since 1.36.
+                    request_checksum_calculation="when_required",
+                    response_checksum_validation="when_required",
+                ),
+                **credentials,
+            )
+        except BotoCoreError as error:
+            doomed = settings_error(error, bucket=str(self.bucket or configured.r2_bucket), endpoint=endpoint)
+            raise doomed or SettingsError(f"no client for {endpoint}: {error}") from error
+        except ValueError as error:
+            raise SettingsError(f"R2_ENDPOINT_URL {endpoint!r} is not usable: {error}") from error
+
+    def check(self) -> None:
+        """List one object, to learn whether the bucket can be read.
+
+        Raises:
+            SettingsError: a setting is missing or wrong; the message names its variable.
+            AudioAssetsError: the server failed in another way.
+        """
+        bucket = self.bucket_name()
+        client = self.get_client()
+        with translated(client, bucket, "list the bucket"):
+            client.list_objects_v2(Bucket=bucket, MaxKeys=1)
