@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -26,19 +27,26 @@ Row = dict[str, object]
 class IntakeOptions:
     """How much is done at once.
 
-    ``batch_size`` objects are handed to the ``max_workers`` threads at a time; ``limit`` takes in only the first so
-    many objects of the partition, in the order of their keys.
+    ``batch_size`` objects are handed to the ``max_workers`` threads at a time. ``key_prefixes`` takes in only objects
+    whose keys start with one of these strings (all when empty), and ``limit`` only the first so many of them, in the
+    order of their keys. Rows of other objects stay as they are.
     """
 
     batch_size: int = 10
     max_workers: int = 8
     limit: int | None = None
+    key_prefixes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.max_workers < 1:
             raise ValueError(f"batch_size {self.batch_size} and max_workers {self.max_workers} must be at least 1")
         if self.limit is not None and self.limit < 0:
             raise ValueError(f"limit {self.limit} is negative; leave it out to take in everything")
+
+    def wants(self, key: str) -> bool:
+        """Whether ``key`` starts with one of `key_prefixes`; NFC and NFD spellings are the same."""
+        wanted = tuple(unicodedata.normalize("NFC", prefix) for prefix in self.key_prefixes)
+        return not wanted or unicodedata.normalize("NFC", key).startswith(wanted)
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,8 @@ class Intake:
     """What an intake brought.
 
     ``downloaded`` and ``skipped`` (already there) files may still be invalid audio: `statuses` counts the rows.
-    ``failed`` files could not be fetched or read. ``listed`` is the number of objects found, before any limit.
+    ``failed`` files could not be fetched or read. ``listed`` is the number of objects found in the partition,
+    ``selected`` the number of those that the options asked for.
     """
 
     table: pa.Table
@@ -67,6 +76,7 @@ class Intake:
     failed: int
     bytes_downloaded: int
     listed: int
+    selected: int
 
     @property
     def statuses(self) -> dict[str, int]:
@@ -115,14 +125,14 @@ def ingest_prefix(
     options = options or IntakeOptions()
     known = _by_id(previous)
     listed = sorted(list_prefix(client, bucket, prefix, depth), key=lambda found: found.key)
-    chosen = listed[: options.limit]
+    chosen = [found for found in listed if options.wants(found.key)][: options.limit]
     mirror.remove_stale_parts()
 
     def take(found: RemoteObject) -> _Taken:
         return _take_object(client, bucket, found, prefix, mirror, known.get(found.key))
 
     names = {found.key for found in listed}
-    kept = _leftovers(known, names, {found.key for found in chosen}, _gone_from_bucket)
+    kept = _leftovers(known, names, {found.key for found in chosen}, options, _gone_from_bucket)
     return _run(chosen, take, kept, len(listed), options, on_progress)
 
 
@@ -150,13 +160,13 @@ def ingest_mirror(
     options = options or IntakeOptions()
     known = _by_id(previous)
     keys = sorted(key for key in mirror.files(prefix) if prefix_of(key, depth) == prefix)
-    chosen = keys[: options.limit]
+    chosen = [key for key in keys if options.wants(key)][: options.limit]
 
     def take(key: str) -> _Taken:
         return _take_file(key, prefix, mirror, known.get(key))
 
-    kept = _leftovers(known, set(keys), set(chosen), _gone_from_mirror)
-    misnamed = {name for name in mirror.misnamed() if prefix_of(name, depth) == prefix}
+    kept = _leftovers(known, set(keys), set(chosen), options, _gone_from_mirror)
+    misnamed = {name for name in mirror.misnamed() if prefix_of(name, depth) == prefix and options.wants(name)}
     for name in sorted(misnamed):
         kept[name] = _failed_row(name, prefix, "failed", "the mirror cannot read this file name; rename the file")
     return _run(chosen, take, kept, len(keys) + len(misnamed), options, on_progress)
@@ -207,7 +217,7 @@ def _run(
         # An error that dooms every file, or Ctrl-C: what has not begun is not begun.
         pool.shutdown(wait=True, cancel_futures=True)
     table = RAW_AUDIO.from_rows([rows[key] for key in sorted(rows)])
-    return Intake(table, actions["downloaded"], actions["skipped"], actions["failed"], fetched, listed)
+    return Intake(table, actions["downloaded"], actions["skipped"], actions["failed"], fetched, listed, len(chosen))
 
 
 def _take_object(
@@ -267,9 +277,15 @@ def _failed_row(key: str, prefix: str, status: str, reason: str) -> Row:
     return {"id": key, "prefix": prefix, "metadata": [], "status": status, "error": reason}
 
 
-def _leftovers(known: dict[str, Row], listed: set[str], chosen: set[str], gone: Callable[[Row], Row]) -> dict[str, Row]:
-    """Rows that this intake does not make anew: as they were when beyond the limit, ``gone`` when no longer listed."""
-    return {key: row if key in listed else gone(row) for key, row in known.items() if key not in chosen}
+def _leftovers(
+    known: dict[str, Row], listed: set[str], chosen: set[str], options: IntakeOptions, gone: Callable[[Row], Row]
+) -> dict[str, Row]:
+    """Rows that this intake does not make anew: ``gone`` when no longer listed, else as they were."""
+    return {
+        key: row if key in listed or not options.wants(key) else gone(row)
+        for key, row in known.items()
+        if key not in chosen
+    }
 
 
 def _gone_from_bucket(row: Row) -> Row:

@@ -63,8 +63,6 @@ def probe(path: Path) -> Probe:
 def _probe(file: IO[bytes]) -> Probe:
     import av
 
-    # Messages of damaged files would otherwise reach standard error, past every logger.
-    av.logging.set_level(None)
     try:
         container = av.open(
             _Nameless(file),
