@@ -1,1 +1,4 @@
-"""Stage: from audio files to transcripts."""
+"""From audio files to judged transcripts: decode, find speech, cut windows, transcribe, judge, cache.
+
+`transcribe.transcribe_files` runs it all; `engine.Engine` is what a speech recogniser has to be.
+"""

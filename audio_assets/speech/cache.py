@@ -1,0 +1,95 @@
+"""Finished transcripts by content: SHA-256 of the audio bytes, then fingerprint of engine and options.
+
+    <root>/<sha256[:2]>/<sha256>/<fingerprint>.json           a finished file
+    <root>/<sha256[:2]>/<sha256>/<fingerprint>.windows.jsonl  the windows of a file in progress, one a line
+
+Every entry carries a checksum. A damaged entry is a miss, never an error: the file is transcribed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from audio_assets.storage import atomic
+
+
+class TranscriptCache:
+    """The cache under one directory, which is made when first written. Safe to use from threads and processes."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def path_for(self, sha256: str, fingerprint: str) -> Path:
+        """Where the finished transcript of these bytes lies."""
+        return self.root / sha256[:2] / sha256 / f"{fingerprint}.json"
+
+    def get(self, sha256: str, fingerprint: str) -> dict[str, Any] | None:
+        """The stored transcript, or None if there is none or it is damaged."""
+        try:
+            text = self.path_for(sha256, fingerprint).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            return None
+        return _unseal(text)
+
+    def put(self, sha256: str, fingerprint: str, result: dict[str, Any]) -> None:
+        """Store a finished transcript, complete or not at all, and forget the windows that led to it."""
+        path = self.path_for(sha256, fingerprint)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_bytes(path, _seal(result).encode("utf-8"))
+        self._windows_path(sha256, fingerprint).unlink(missing_ok=True)
+
+    def get_windows(self, sha256: str, fingerprint: str) -> dict[str, dict[str, Any]]:
+        """The windows of an unfinished file that were stored, by name. Damaged lines are left out."""
+        try:
+            data = self._windows_path(sha256, fingerprint).read_bytes()
+        except OSError:
+            return {}
+        found: dict[str, dict[str, Any]] = {}
+        for line in data.split(b"\n"):
+            entry = _unseal(line.decode("utf-8", "replace"))
+            if entry is not None and isinstance(entry.get("window"), str):
+                found[entry["window"]] = entry
+        return found
+
+    def put_window(self, sha256: str, fingerprint: str, window: str, result: dict[str, Any]) -> None:
+        """Store the result of one window; on disk when this returns."""
+        path = self._windows_path(sha256, fingerprint)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A leading newline ends a line that a killed writer left half-written.
+        line = b"\n" + _seal({**result, "window": window}).encode("utf-8") + b"\n"
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.write(handle, line)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def drop_windows(self, sha256: str, fingerprint: str) -> None:
+        """Forget the windows of a file that is to be transcribed anew."""
+        self._windows_path(sha256, fingerprint).unlink(missing_ok=True)
+
+    def _windows_path(self, sha256: str, fingerprint: str) -> Path:
+        return self.path_for(sha256, fingerprint).with_suffix(".windows.jsonl")
+
+
+def _seal(result: dict[str, Any]) -> str:
+    body = json.dumps(result, ensure_ascii=False, sort_keys=True, allow_nan=False)
+    return json.dumps({"checksum": _checksum(body), "result": result}, ensure_ascii=False, sort_keys=True)
+
+
+def _unseal(text: str) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(text)
+        result = entry["result"]
+        body = json.dumps(result, ensure_ascii=False, sort_keys=True, allow_nan=False)
+        return result if isinstance(result, dict) and entry["checksum"] == _checksum(body) else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _checksum(body: str) -> str:
+    return hashlib.sha256(body.encode("utf-8", "surrogatepass")).hexdigest()

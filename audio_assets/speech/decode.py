@@ -1,0 +1,249 @@
+"""Audio files to mono 16 kHz samples, block by block, within limits.
+
+Only known containers are opened, and only as local files: a playlist or script that wears an audio extension cannot
+make FFmpeg open another file or a socket.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from audio_assets.errors import InvalidAudio
+from audio_assets.speech.engine import SAMPLE_RATE_HZ, Samples
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
+FORMATS = "wav,mp3,flac,mov,ogg,matroska,aac"
+"""FFmpeg demuxers that may open a file: the containers of `ingest.listing.AUDIO_EXTENSIONS`, nothing that includes others."""
+
+BLOCK_S = 30.0
+"""Length of the blocks that `AudioStream.blocks` gives: long enough to be cheap, short enough for flat memory."""
+
+TRUNCATION_TOLERANCE_S = 1.0
+TRUNCATION_TOLERANCE_SHARE = 0.02
+"""A file is truncated when it ends this much before its header says so: encoders round and pad by less."""
+
+CLIP_LEVEL = 0.995
+CLIP_SHARE = 0.001
+"""Clipped: at least one sample in a thousand sits at full scale; undistorted speech has none to a few."""
+
+_FULL_SCALE_INT16 = 32768.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a single file may cost before it is refused."""
+
+    max_duration_s: float = 12 * 3600.0
+    max_bytes: int = 2 << 30
+    max_decode_s: float = 1800.0
+
+
+@dataclass(frozen=True)
+class Audio:
+    """A decoded file: ``samples`` is float32 mono at 16 kHz, shape (n,), in [-1, 1]."""
+
+    samples: Samples
+    duration_s: float
+    truncated: bool
+    clipped: bool
+
+
+class AudioStream:
+    """A file that is decoded as it is read. Use as a context manager and iterate `blocks` once.
+
+    ``duration_s``, ``truncated`` and ``clipped`` are final after the last block.
+    """
+
+    def __init__(self, path: Path, limits: Limits | None = None, *, split_channels: bool = False):
+        self._path = path
+        self._limits = limits or Limits()
+        self._split = split_channels
+        self._container: InputContainer | None = None
+        self.channels = 1
+        self.header_duration_s: float | None = None
+        self.duration_s = 0.0
+        self.truncated = False
+        self._full_scale = 0
+        self._samples = 0
+        self._damaged = False
+
+    @property
+    def clipped(self) -> bool:
+        """Whether so many samples sit at full scale that the recording was overdriven."""
+        return self._samples > 0 and self._full_scale >= CLIP_SHARE * self._samples
+
+    def __enter__(self) -> AudioStream:
+        self._open()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._container is not None:
+            self._container.close()
+            self._container = None
+
+    def _open(self) -> None:
+        import av
+
+        try:
+            size = self._path.stat().st_size
+        except OSError as error:
+            raise InvalidAudio(f"cannot be read: {error.strerror}; run the ingestion again") from error
+        if size == 0:
+            raise InvalidAudio("zero bytes; upload the recording again")
+        if size > self._limits.max_bytes:
+            raise InvalidAudio(
+                f"{size} bytes is over the limit of {self._limits.max_bytes}; raise max_bytes or split the file"
+            )
+        options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+        try:
+            # The file: prefix keeps a name with a colon from being read as another protocol.
+            self._container = av.open(f"file:{self._path.absolute()}", options=options, metadata_errors="ignore")
+        except (av.FFmpegError, ValueError, OSError) as error:
+            raise InvalidAudio(f"not audio that can be decoded ({_reason(error)})") from error
+        try:
+            if not self._container.streams.audio:
+                raise InvalidAudio("holds no audio stream")
+            stream = self._container.streams.audio[0]
+            stream.thread_type = "NONE"
+            self.header_duration_s = _header_duration(self._container, stream)
+            if self._split:
+                self.channels = max(1, int(stream.channels))
+        except InvalidAudio:
+            self.__exit__()
+            raise
+        if self.header_duration_s is not None:
+            self._check_duration(self.header_duration_s)
+
+    def _check_duration(self, duration_s: float) -> None:
+        if duration_s > self._limits.max_duration_s:
+            raise InvalidAudio(
+                f"{duration_s:.0f} s is over the limit of {self._limits.max_duration_s:.0f} s; "
+                "raise max_duration_s or split the file"
+            )
+
+    def blocks(self) -> Iterator[Samples]:
+        """Float32 blocks of about `BLOCK_S`, shape (n,), or (channels, n) when the channels are kept apart.
+
+        Raises:
+            InvalidAudio: nothing can be decoded, or a limit is passed.
+        """
+        pending: list[Samples] = []
+        held = 0
+        for piece in self._pieces():
+            pending.append(piece)
+            held += piece.shape[-1]
+            if held >= BLOCK_S * SAMPLE_RATE_HZ:
+                yield np.concatenate(pending, axis=-1)
+                pending, held = [], 0
+        if pending:
+            yield np.concatenate(pending, axis=-1)
+        if self._samples == 0:
+            raise InvalidAudio("no audio in it could be decoded")
+        self.duration_s = self._samples / SAMPLE_RATE_HZ
+        short_s = (self.header_duration_s or 0.0) - self.duration_s
+        tolerance_s = max(TRUNCATION_TOLERANCE_S, TRUNCATION_TOLERANCE_SHARE * self.duration_s)
+        self.truncated = self._damaged or short_s > tolerance_s
+
+    def _pieces(self) -> Iterator[Samples]:
+        import av
+
+        assert self._container is not None, "use AudioStream as a context manager"  # noqa: S101 - misuse, not input
+        layout = "mono"
+        if self.channels > 1:
+            layout = self._container.streams.audio[0].layout.name
+        resampler = av.AudioResampler(format="fltp", layout=layout, rate=SAMPLE_RATE_HZ)
+        started = time.monotonic()
+        for frame in self._frames():
+            # Timestamps with holes would make the resampler insert or drop sound.
+            frame.pts = None
+            try:
+                resampled = resampler.resample(frame)
+            except (av.FFmpegError, ValueError) as error:
+                raise InvalidAudio(f"cannot be resampled ({_reason(error)})") from error
+            for piece in resampled:
+                yield self._take(piece)
+            if time.monotonic() - started > self._limits.max_decode_s:
+                raise InvalidAudio(
+                    f"decoding takes longer than {self._limits.max_decode_s:.0f} s; raise max_decode_s or convert the file"
+                )
+        if self._samples:
+            for piece in resampler.resample(None):
+                yield self._take(piece)
+
+    def _frames(self) -> Iterator[Any]:
+        import av
+
+        assert self._container is not None  # noqa: S101 - see _pieces
+        frames = iter(self._container.decode(audio=0))
+        bad = 0
+        while True:
+            try:
+                frame = next(frames)
+            except StopIteration:
+                return
+            except (av.FFmpegError, ValueError, OSError) as error:
+                self._damaged = True
+                bad += 1
+                # FFmpeg goes on behind a damaged packet; a file of nothing but damage must not be read for ever.
+                if isinstance(error, av.error.InvalidDataError) and bad < 1000:
+                    frames = iter(self._container.decode(audio=0))
+                    continue
+                return
+            yield frame
+
+    def _take(self, frame: Any) -> Samples:
+        data: Samples = frame.to_ndarray().astype(np.float32, copy=False)
+        if not self._split:
+            data = data.reshape(-1)
+        if not np.isfinite(data).all():
+            data = np.nan_to_num(data, nan=0.0, posinf=1.0, neginf=-1.0)
+        self._full_scale += int(np.count_nonzero(np.abs(data) >= CLIP_LEVEL)) // (self.channels if self._split else 1)
+        self._samples += data.shape[-1]
+        self._check_duration(self._samples / SAMPLE_RATE_HZ)
+        return data
+
+
+def decode(path: Path, limits: Limits | None = None) -> Audio:
+    """Decode a whole file into memory; for files that may be long use `AudioStream`.
+
+    Raises:
+        InvalidAudio: the bytes are not audio that can be decoded, or a limit is passed.
+    """
+    with AudioStream(path, limits) as stream:
+        samples = np.concatenate(list(stream.blocks()))
+        return Audio(samples, stream.duration_s, stream.truncated, stream.clipped)
+
+
+def encode_flac(samples: Samples) -> bytes:
+    """Mono 16 kHz samples as a 16-bit FLAC file, about half the size of WAV."""
+    import io
+
+    import soundfile
+
+    buffer = io.BytesIO()
+    pcm = np.clip(np.rint(samples * (_FULL_SCALE_INT16 - 1)), -_FULL_SCALE_INT16, _FULL_SCALE_INT16 - 1).astype(
+        np.int16
+    )
+    soundfile.write(buffer, pcm, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def _header_duration(container: InputContainer, stream: Any) -> float | None:
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    if container.duration is not None:
+        return float(container.duration) / 1_000_000
+    return None
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(text).splitlines()[0][:120]

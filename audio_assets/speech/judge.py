@@ -1,0 +1,187 @@
+"""Reasons to mistrust a transcript: every threshold in one place.
+
+The signals and where their limits come from: Whisper's own decoding limits (average log probability -1.0, compression
+ratio 2.4), the rate of real speech (about 2.3 words a second of speech; phantom text shows fewer than 0.2 or more than
+6), and phrases that Whisper learned from subtitles and repeats over silence.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Sequence
+
+from audio_assets.speech.engine import Segment
+
+FLAGS: dict[str, str] = {
+    "no_speech": "voice activity detection hears nearly no speech, or the model doubts that there is any",
+    "repetition": "the text repeats itself as Whisper does when it loses the thread",
+    "low_confidence": "the model itself is unsure of its words",
+    "implausible_rate": "more or fewer words than the time of speech allows",
+    "known_phrase": "nothing but a phrase that Whisper is known to invent",
+    "language_mismatch": "the language heard is not the language asked for, or is uncertain",
+    "truncated": "the file ends before its header says so, or is damaged inside",
+    "clipped": "the recording is overdriven",
+    "uncovered_speech": "voice activity detection hears speech where there is no text",
+    "incomplete": "a part of the recording has no result yet",
+}
+"""Every flag that a row may carry, with its meaning."""
+
+LOW_LOGPROB = -1.0
+HIGH_COMPRESSION = 2.4
+"""Whisper's own limits for trying a window again."""
+
+NO_SPEECH_PROB = 0.6
+"""Whisper's limit; unsafe alone (0.87 was seen on real speech), so it counts only with a doubtful text."""
+DOUBTFUL_LOGPROB = -0.7
+
+MIN_SPEECH_SHARE = 0.05
+MIN_SPEECH_S = 0.3
+"""Less speech than this, in share of the file and in seconds, is nearly none."""
+
+MIN_WORDS_PER_S = 0.2
+MAX_WORDS_PER_S = 6.0
+RATE_MIN_SPEECH_S = 3.0
+"""A rate over less speech than this says nothing about too few words."""
+RATE_MIN_WORDS = 8
+"""And fewer words than this say nothing about too many."""
+
+REPEATED_NGRAM = 4
+REPEATED_TIMES = 4
+"""A run of the same one to four words this many times in a row."""
+
+UNCOVERED_S = 2.0
+"""Speech of this length without text is worth a listen; pauses inside a segment are shorter."""
+
+LANGUAGE_PROBABILITY = 0.5
+"""Below this Whisper's guess of the language is no better than a coin's."""
+
+KNOWN_PHRASES = frozenset(
+    {
+        "you",
+        "thank you",
+        "thank you very much",
+        "thanks for watching",
+        "thank you for watching",
+        "thank you so much for watching",
+        "please subscribe",
+        "please subscribe to my channel",
+        "like and subscribe",
+        "see you in the next video",
+        "see you next time",
+        "bye",
+        "bye bye",
+        "subtitles by the amara org community",
+        "transcription by castingwords",
+        "untertitel der amara org community",
+        "untertitelung des zdf",
+        "sous titres realises para la communaute d amara org",
+        "amara org",
+    }
+)
+"""Phrases of subtitles, without case and punctuation. Real people say some of them: a flag, not a verdict."""
+
+_NOT_WORD = re.compile(r"[^\w]+")
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, lower-cased, without punctuation."""
+    return _NOT_WORD.sub(" ", text.casefold().replace("'", "")).split()
+
+
+def compression_ratio(text: str) -> float:
+    """Bytes of the text over bytes after zlib: Whisper's measure of repetition."""
+    data = text.encode("utf-8")
+    return len(data) / len(zlib.compress(data)) if data else 0.0
+
+
+def repeats(text: str) -> bool:
+    """Whether the same few words follow each other again and again."""
+    words = words_of(text)
+    for size in range(1, REPEATED_NGRAM + 1):
+        run = 0
+        for i in range(size, len(words) - size + 1):
+            run = run + 1 if words[i : i + size] == words[i - size : i] else 0
+            # An n-gram said t times in a row equals its forerunner at (t - 2) * n + 1 neighbouring places.
+            if run >= (REPEATED_TIMES - 2) * size + 1:
+                return True
+    return False
+
+
+def judge_segment(segment: Segment) -> list[str]:
+    """The flags of one segment."""
+    flags = []
+    if segment.no_speech_prob is not None and segment.no_speech_prob > NO_SPEECH_PROB:
+        doubtful = segment.avg_logprob is None or segment.avg_logprob < DOUBTFUL_LOGPROB
+        if doubtful:
+            flags.append("no_speech")
+    ratio = segment.compression_ratio if segment.compression_ratio is not None else compression_ratio(segment.text)
+    if ratio > HIGH_COMPRESSION or repeats(segment.text):
+        flags.append("repetition")
+    if segment.avg_logprob is not None and segment.avg_logprob < LOW_LOGPROB:
+        flags.append("low_confidence")
+    words = len(words_of(segment.text))
+    length_s = segment.end_s - segment.start_s
+    if words >= RATE_MIN_WORDS and words > MAX_WORDS_PER_S * max(length_s, 0.1):
+        flags.append("implausible_rate")
+    if " ".join(words_of(segment.text)) in KNOWN_PHRASES:
+        flags.append("known_phrase")
+    return flags
+
+
+def judge_file(
+    segments: Sequence[Segment],
+    *,
+    duration_s: float,
+    speech: Sequence[tuple[float, float]],
+    language: str | None = None,
+    language_probability: float | None = None,
+    language_asked: str | None = None,
+    truncated: bool = False,
+    clipped: bool = False,
+) -> list[str]:
+    """The flags of a file, in the order of `FLAGS`.
+
+    ``speech`` are the spans where voice activity detection hears speech, in seconds.
+    """
+    found = {flag for segment in segments for flag in judge_segment(segment)}
+    text = " ".join(s.text for s in segments).strip()
+    # A known phrase inside a longer text is what somebody said; only alone it is suspicious.
+    if "known_phrase" in found and " ".join(words_of(text)) not in KNOWN_PHRASES and len(segments) < 2:
+        found.discard("known_phrase")
+    speech_s = sum(b - a for a, b in speech)
+    if text and (speech_s < MIN_SPEECH_S or speech_s < MIN_SPEECH_SHARE * duration_s):
+        found.add("no_speech")
+    words = len(words_of(text))
+    if speech_s >= RATE_MIN_SPEECH_S and words < MIN_WORDS_PER_S * speech_s:
+        found.add("implausible_rate")
+    if words >= RATE_MIN_WORDS and words > MAX_WORDS_PER_S * max(speech_s, 0.1):
+        found.add("implausible_rate")
+    if uncovered_s(segments, speech) >= UNCOVERED_S:
+        found.add("uncovered_speech")
+    if text and language_probability is not None and language_probability < LANGUAGE_PROBABILITY:
+        found.add("language_mismatch")
+    if language_asked is not None and language is not None and language != language_asked:
+        found.add("language_mismatch")
+    if truncated:
+        found.add("truncated")
+    if clipped:
+        found.add("clipped")
+    return [flag for flag in FLAGS if flag in found]
+
+
+def uncovered_s(segments: Sequence[Segment], speech: Sequence[tuple[float, float]]) -> float:
+    """Seconds of the longest stretch of speech that no segment covers."""
+    covered = sorted((s.start_s, s.end_s) for s in segments if s.text.strip())
+    longest = 0.0
+    for start, end in speech:
+        at = start
+        for a, b in covered:
+            if b <= at:
+                continue
+            if a >= end:
+                break
+            longest = max(longest, a - at)
+            at = max(at, b)
+        longest = max(longest, end - at)
+    return longest

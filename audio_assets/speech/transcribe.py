@@ -1,0 +1,536 @@
+"""The pipeline: files in, judged transcripts out, in the order in which they finish.
+
+Reader threads decode and find speech ahead of the model; worker threads take batches of windows of similar length,
+from whatever files they come; a file is finished, judged and stored when its last window is. What waits between the
+two is bounded in seconds of audio, so memory does not grow with the number or the length of the files.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from audio_assets.errors import FileError
+from audio_assets.speech import judge, vad
+from audio_assets.speech.cache import TranscriptCache
+from audio_assets.speech.decode import AudioStream, Limits
+from audio_assets.speech.engine import (
+    SAMPLE_RATE_HZ,
+    Clip,
+    ClipResult,
+    Engine,
+    Segment,
+    SharedLanguage,
+    Word,
+    fingerprint_of,
+)
+
+PIPELINE_VERSION = 1
+"""Raised whenever decoding, windows or assembly change the text for the same engine."""
+
+_WITHOUT_SPACES = frozenset({"zh", "ja", "th", "lo", "my", "yue", "km", "bo"})
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class AudioFile:
+    """A file to transcribe: its id (object key), where it lies, and the SHA-256 of its bytes."""
+
+    id: str
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TranscribeOptions:
+    """How to run the pipeline. None of it changes the text.
+
+    ``batch_size`` caps the windows of one engine call (None: what the engine likes best), ``max_workers`` the calls at
+    once. With ``use_cache`` False nothing is read from the cache; results are stored all the same. ``fresh_ids`` are
+    transcribed anew whatever the cache holds. ``readers`` are the threads that decode; ``ahead_s`` is how many seconds
+    of audio may wait for the model.
+    """
+
+    batch_size: int | None = None
+    max_workers: int | None = None
+    use_cache: bool = True
+    fresh_ids: AbstractSet[str] | None = None
+    limits: Limits = field(default_factory=Limits)
+    readers: int | None = None
+    ahead_s: float = 600.0
+
+
+@dataclass(frozen=True)
+class FileTranscript:
+    """What became of one file: the fields of a row of `schemas.TRANSCRIPTS`, without its prefix."""
+
+    id: str
+    sha256: str
+    status: str
+    engine: str
+    model: str
+    fingerprint: str
+    transcription: str | None = None
+    language: str | None = None
+    language_probability: float | None = None
+    duration_s: float | None = None
+    speech_s: float | None = None
+    segments: tuple[Segment, ...] = ()
+    cached: bool = False
+    cost_usd: float | None = 0.0
+    elapsed_s: float = 0.0
+    flags: tuple[str, ...] = ()
+    error: str | None = None
+
+    def row(self, prefix: str) -> dict[str, Any]:
+        """A row of `schemas.TRANSCRIPTS`."""
+        row = asdict(self)
+        row["prefix"] = prefix
+        row["segments"] = [asdict(s) for s in self.segments]
+        row["flags"] = list(self.flags)
+        return row
+
+
+def fingerprint(engine: Engine) -> str:
+    """The cache key of an engine inside this pipeline: its own fingerprint, the window plan and the versions."""
+    return fingerprint_of(
+        {
+            "engine": engine.fingerprint(),
+            "plan": asdict(engine.plan),
+            "pipeline": PIPELINE_VERSION,
+            "vad": [vad.SPEECH_ON, vad.SPEECH_OFF, vad.MIN_SPEECH_S, vad.PAUSE_S],
+        }
+    )
+
+
+def transcribe_files(
+    files: Iterable[AudioFile],
+    engine: Engine,
+    cache: TranscriptCache,
+    options: TranscribeOptions | None = None,
+    on_result: Callable[[FileTranscript], None] | None = None,
+) -> Iterator[FileTranscript]:
+    """Transcribe ``files``; gives one result per file, as they finish.
+
+    A file that cannot be handled is a result with a status; the others go on. Each result is in the cache before it
+    is given. Files with the same bytes are transcribed once. ``on_result`` is called in the caller's thread.
+
+    Raises:
+        SettingsError: nothing can be transcribed: bad key, no quota, no such model.
+    """
+    run = _Run(files, engine, cache, options or TranscribeOptions())
+    try:
+        for result in run.results():
+            if on_result is not None:
+                on_result(result)
+            yield result
+    finally:
+        run.stop()
+
+
+class _Pool:
+    """Windows that wait for the model, bounded in seconds of audio."""
+
+    def __init__(self, ahead_s: float):
+        self._ahead_s = ahead_s
+        self._changed = threading.Condition()
+        self._waiting: list[_Task] = []
+        self._seconds = 0.0
+        self._closed = False
+        self._blocked = 0
+        self._readers = 0
+
+    def start(self, readers: int) -> None:
+        self._readers = readers
+
+    def put(self, task: _Task) -> bool:
+        """Add a window, after waiting for room; False when the run has stopped."""
+        with self._changed:
+            self._blocked += 1
+            self._changed.notify_all()
+            while self._seconds >= self._ahead_s and self._waiting and not self._closed:
+                self._changed.wait()
+            self._blocked -= 1
+            if self._closed:
+                return False
+            self._waiting.append(task)
+            self._seconds += task.clip.duration_s
+            self._changed.notify_all()
+            return True
+
+    def reader_done(self) -> None:
+        with self._changed:
+            self._readers -= 1
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._waiting.clear()
+            self._changed.notify_all()
+
+    def take(self, size: int) -> list[_Task] | None:
+        """The window that waited longest and those nearest to it in length; None when there are no more."""
+        with self._changed:
+            while True:
+                if self._closed:
+                    return None
+                if not self._readers and not self._waiting:
+                    return None
+                # Readers that stand still, or are gone, will not make the choice any better.
+                if self._waiting and (len(self._waiting) >= 2 * size or self._blocked >= self._readers):
+                    break
+                self._changed.wait(_POLL_S)
+                if self._waiting and size == 1:
+                    break
+            first = self._waiting[0]
+            others = sorted(self._waiting[1:], key=lambda t: abs(t.clip.duration_s - first.clip.duration_s))
+            batch = [first, *others[: size - 1]]
+            chosen = {id(t) for t in batch}
+            self._waiting = [t for t in self._waiting if id(t) not in chosen]
+            self._seconds = sum(t.clip.duration_s for t in self._waiting)
+            self._changed.notify_all()
+            return batch
+
+
+@dataclass
+class _Job:
+    """One file in work."""
+
+    file: AudioFile
+    started: float
+    language: SharedLanguage = field(default_factory=SharedLanguage)
+    outcomes: dict[int, ClipResult | FileError] = field(default_factory=dict)
+    offsets_s: dict[int, float] = field(default_factory=dict)
+    speech: list[tuple[float, float]] = field(default_factory=list)
+    expected: int | None = None
+    duration_s: float = 0.0
+    speech_s: float = 0.0
+    truncated: bool = False
+    clipped: bool = False
+    claimed: bool = False
+    twins: list[AudioFile] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def claim(self) -> bool:
+        """True for exactly one caller, once every window has its outcome."""
+        with self.lock:
+            if self.claimed or self.expected is None or len(self.outcomes) < self.expected:
+                return False
+            self.claimed = True
+            return True
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One window on its way to the engine."""
+
+    job: _Job
+    index: int
+    name: str
+    clip: Clip
+
+
+class _Run:
+    def __init__(self, files: Iterable[AudioFile], engine: Engine, cache: TranscriptCache, options: TranscribeOptions):
+        self._files = iter(files)
+        self._files_lock = threading.Lock()
+        self._engine = engine
+        self._cache = cache
+        self._options = options
+        self._fingerprint = fingerprint(engine)
+        self._workers = max(1, min(options.max_workers or engine.parallelism, engine.parallelism))
+        self._batch = max(1, min(options.batch_size or engine.batch_size, engine.batch_size))
+        self._reader_count = max(1, options.readers or min(self._workers, os.cpu_count() or 1))
+        self._pool = _Pool(options.ahead_s)
+        self._out: queue.Queue[FileTranscript | BaseException | None] = queue.Queue()
+        self._jobs: dict[str, _Job] = {}
+        self._jobs_lock = threading.Lock()
+        self._done: set[str] = set()
+        self._stopped = threading.Event()
+        self._alive = 0
+        self._threads: list[threading.Thread] = []
+
+    def results(self) -> Iterator[FileTranscript]:
+        self._pool.start(self._reader_count)
+        self._alive = self._reader_count + self._workers
+        for target, count in ((self._read, self._reader_count), (self._work, self._workers)):
+            for i in range(count):
+                name = f"speech{target.__name__}-{i}"
+                self._threads.append(threading.Thread(target=self._guard, args=(target,), name=name, daemon=True))
+        for thread in self._threads:
+            thread.start()
+        while self._alive:
+            item = self._out.get()
+            if item is None:
+                self._alive -= 1
+            elif isinstance(item, BaseException):
+                raise item
+            else:
+                yield item
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._pool.close()
+        for thread in self._threads:
+            thread.join()
+
+    def _guard(self, target: Callable[[], None]) -> None:
+        try:
+            target()
+        except BaseException as error:  # it is raised again in the caller's thread
+            self._out.put(error)
+        finally:
+            if target == self._read:
+                self._pool.reader_done()
+            self._out.put(None)
+
+    # -- readers
+
+    def _read(self) -> None:
+        while not self._stopped.is_set():
+            with self._files_lock:
+                file = next(self._files, None)
+            if file is None:
+                return
+            self._read_file(file)
+
+    def _read_file(self, file: AudioFile) -> None:
+        started = time.monotonic()
+        fresh = not self._options.use_cache or file.id in (self._options.fresh_ids or ())
+        with self._jobs_lock:
+            # What this run has transcribed itself is fresh: the same bytes are never paid twice.
+            fresh = fresh and file.sha256 not in self._done
+            twin = self._jobs.get(file.sha256)
+            if twin is not None:
+                twin.twins.append(file)
+                return
+            job = _Job(file, started)
+            self._jobs[file.sha256] = job
+        stored = None if fresh else self._cache.get(file.sha256, self._fingerprint)
+        if stored is not None:
+            result = _from_cache(stored, file, self._engine, self._fingerprint)
+            if result is not None:
+                self._emit(job, result)
+                return
+        if fresh:
+            self._cache.drop_windows(file.sha256, self._fingerprint)
+        try:
+            self._cut(job, {} if fresh else self._cache.get_windows(file.sha256, self._fingerprint))
+        except FileError as error:
+            self._fail(job, error)
+
+    def _cut(self, job: _Job, known: dict[str, dict[str, Any]]) -> None:
+        count = 0
+        windower = vad.Windower(self._engine.plan)
+        with AudioStream(job.file.path, self._options.limits) as stream:
+            for block in stream.blocks():
+                for window in windower.push(block):
+                    if not self._submit(job, count, window, known):
+                        return
+                    count += 1
+            last = list(windower.finish())
+        with job.lock:
+            job.duration_s, job.truncated, job.clipped = stream.duration_s, stream.truncated, stream.clipped
+            job.speech_s = windower.speech_samples / SAMPLE_RATE_HZ
+            job.expected = count + len(last)
+        for index, window in enumerate(last, start=count):
+            if not self._submit(job, index, window, known):
+                return
+        if job.claim():
+            self._finish(job)
+
+    def _submit(self, job: _Job, index: int, window: vad.Window, known: dict[str, dict[str, Any]]) -> bool:
+        name = f"{window.start}-{window.end}"
+        stored = known.get(name)
+        result = _clip_result(stored) if stored is not None else None
+        with job.lock:
+            job.offsets_s[index] = window.start_s
+            job.speech.extend((a / SAMPLE_RATE_HZ, b / SAMPLE_RATE_HZ) for a, b in window.speech)
+            if result is not None:
+                job.outcomes[index] = result
+        if result is not None:
+            if result.language is not None:
+                job.language.settle(result.language, result.language_probability or 0.0)
+            return not self._stopped.is_set()
+        clip = Clip(job.file.id, window.samples, window.start_s, job.language)
+        return self._pool.put(_Task(job, index, name, clip))
+
+    # -- workers
+
+    def _work(self) -> None:
+        while (tasks := self._pool.take(self._batch)) is not None:
+            outcomes = list(self._engine.transcribe([t.clip for t in tasks]))
+            for task, outcome in zip(tasks, outcomes, strict=True):
+                self._settle(task, outcome)
+
+    def _settle(self, task: _Task, outcome: ClipResult | FileError) -> None:
+        job = task.job
+        if isinstance(outcome, ClipResult) and job.expected != 1:
+            # The only window of a file is stored as the file; all others must survive a kill.
+            self._cache.put_window(job.file.sha256, self._fingerprint, task.name, asdict(outcome))
+        with job.lock:
+            job.outcomes[task.index] = outcome
+        if job.claim():
+            self._finish(job)
+
+    # -- files
+
+    def _finish(self, job: _Job) -> None:
+        good = {i: o for i, o in sorted(job.outcomes.items()) if isinstance(o, ClipResult)}
+        bad = [o for _, o in sorted(job.outcomes.items()) if isinstance(o, FileError)]
+        if bad and not good:
+            self._fail(job, bad[0])
+            return
+        segments = tuple(
+            s
+            for i, o in good.items()
+            for s in (segment.shifted(job.offsets_s[i]) for segment in o.segments)
+            if s.text.strip()
+        )
+        heard = [(o.language, o.language_probability) for o in good.values() if o.language is not None]
+        language, probability = heard[0] if heard else (self._engine.language, None)
+        text = _join([s.text for s in segments], language)
+        flags = judge.judge_file(
+            segments,
+            duration_s=job.duration_s,
+            speech=job.speech,
+            language=language,
+            language_probability=probability,
+            language_asked=self._engine.language,
+            truncated=job.truncated,
+            clipped=job.clipped,
+        )
+        flags += [f for f in sorted({f for o in good.values() for f in o.flags}) if f not in flags]
+        if bad:
+            flags.append("incomplete")
+        costs = [o.cost_usd for o in good.values()]
+        result = FileTranscript(
+            id=job.file.id,
+            sha256=job.file.sha256,
+            status="partial" if bad else "ok" if text else "empty",
+            engine=self._engine.name,
+            model=self._engine.model,
+            fingerprint=self._fingerprint,
+            transcription=text,
+            language=language if text else None,
+            language_probability=probability if text else None,
+            duration_s=job.duration_s,
+            speech_s=job.speech_s,
+            segments=tuple(_trimmed(s) for s in segments),
+            cost_usd=None if any(c is None for c in costs) else sum(c or 0.0 for c in costs),
+            elapsed_s=time.monotonic() - job.started,
+            flags=tuple(flags),
+            error=f"{len(bad)} of {len(job.outcomes)} windows have no result: {bad[0]}" if bad else None,
+        )
+        if not bad:
+            self._cache.put(job.file.sha256, self._fingerprint, _to_cache(result))
+        self._emit(job, result)
+
+    def _fail(self, job: _Job, error: FileError) -> None:
+        result = FileTranscript(
+            id=job.file.id,
+            sha256=job.file.sha256,
+            status=error.status,
+            engine=self._engine.name,
+            model=self._engine.model,
+            fingerprint=self._fingerprint,
+            duration_s=job.duration_s or None,
+            elapsed_s=time.monotonic() - job.started,
+            error=str(error),
+        )
+        self._emit(job, result)
+
+    def _emit(self, job: _Job, result: FileTranscript) -> None:
+        with self._jobs_lock:
+            twins = job.twins
+            job.twins = []
+            del self._jobs[job.file.sha256]
+            if result.status in ("ok", "empty"):
+                self._done.add(job.file.sha256)
+        self._out.put(result)
+        again = result.status in ("ok", "empty")
+        for twin in twins:
+            self._out.put(_copy(result, twin, cached=again))
+
+
+def _copy(result: FileTranscript, file: AudioFile, *, cached: bool) -> FileTranscript:
+    return replace(result, id=file.id, cached=cached, elapsed_s=0.0)
+
+
+def _trimmed(segment: Segment) -> Segment:
+    return replace(
+        segment,
+        text=segment.text.strip(),
+        start_s=round(segment.start_s, 3),
+        end_s=round(segment.end_s, 3),
+    )
+
+
+def _join(texts: Sequence[str], language: str | None) -> str:
+    glue = "" if language in _WITHOUT_SPACES else " "
+    return glue.join(t.strip() for t in texts).strip()
+
+
+_STORED = (
+    "status",
+    "transcription",
+    "language",
+    "language_probability",
+    "duration_s",
+    "speech_s",
+    "cost_usd",
+    "elapsed_s",
+)
+
+
+def _to_cache(result: FileTranscript) -> dict[str, Any]:
+    entry = {name: getattr(result, name) for name in _STORED}
+    entry["segments"] = [asdict(s) for s in result.segments]
+    entry["flags"] = list(result.flags)
+    entry["engine"], entry["model"] = result.engine, result.model
+    return entry
+
+
+def _from_cache(entry: dict[str, Any], file: AudioFile, engine: Engine, fingerprint: str) -> FileTranscript | None:
+    """The stored result as this file's, or None if it is not of the shape that `_to_cache` writes."""
+    try:
+        return FileTranscript(
+            id=file.id,
+            sha256=file.sha256,
+            engine=engine.name,
+            model=engine.model,
+            fingerprint=fingerprint,
+            cached=True,
+            segments=tuple(_segment(s) for s in entry["segments"]),
+            flags=tuple(entry["flags"]),
+            **{name: entry[name] for name in _STORED},
+        )
+    except (KeyError, TypeError):
+        return None
+
+
+def _clip_result(entry: dict[str, Any]) -> ClipResult | None:
+    try:
+        return ClipResult(
+            tuple(_segment(s) for s in entry["segments"]),
+            entry["language"],
+            entry["language_probability"],
+            entry["cost_usd"],
+            tuple(entry["flags"]),
+        )
+    except (KeyError, TypeError):
+        return None
+
+
+def _segment(entry: dict[str, Any]) -> Segment:
+    words = entry["words"]
+    fields = {**entry, "words": None if words is None else tuple(Word(**w) for w in words)}
+    return Segment(**fields)
