@@ -29,7 +29,8 @@ class WhisperResource(ConfigurableResource):  # type: ignore[type-arg]
 
     engine: str | None = Field(
         default=None,
-        description="`local` or `openai`; by default WHISPER_ENGINE, else `openai` when OPENAI_API_KEY is set, else `local`.",
+        description="`local` or `openai`; by default WHISPER_ENGINE, else `openai` when OPENAI_API_KEY is set, "
+        "else `local`.",
     )
     model: str | None = Field(
         default=None,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 FORMATS = "wav,mp3,flac,mov,ogg,matroska,aac"
-"""FFmpeg demuxers that may open a file: the containers of `ingest.listing.AUDIO_EXTENSIONS`, nothing that includes others."""
+"""FFmpeg demuxers that may open a file: those of the extensions that ingestion takes, none that refers to other files."""
 
 BLOCK_S = 30.0
 """Length of the blocks that `AudioStream.blocks` gives: long enough to be cheap, short enough for flat memory."""
@@ -112,7 +112,6 @@ class AudioStream:
             if not self._container.streams.audio:
                 raise InvalidAudio("holds no audio stream")
             stream = self._container.streams.audio[0]
-            stream.thread_type = "NONE"
             self.header_duration_s = _header_duration(self._container, stream)
             if self._split:
                 self.channels = max(1, int(stream.channels))
@@ -172,7 +171,8 @@ class AudioStream:
                 yield self._take(piece)
             if time.monotonic() - started > self._limits.max_decode_s:
                 raise InvalidAudio(
-                    f"decoding takes longer than {self._limits.max_decode_s:.0f} s; raise max_decode_s or convert the file"
+                    f"decoding takes longer than {self._limits.max_decode_s:.0f} s; "
+                    "raise max_decode_s or convert the file"
                 )
         if self._samples:
             for piece in resampler.resample(None):

