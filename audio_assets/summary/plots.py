@@ -123,11 +123,14 @@ def word_cloud(counts: Mapping[str, int], width: int = 760, height: int = 320) -
     image = cloud.to_image()
     missing = len(counts) - len(covered)
     if missing:
-        from PIL import ImageDraw, ImageFont
+        from PIL import Image, ImageDraw, ImageFont
 
-        note = f"{missing:,} words need a font that is not installed, e.g. Noto Sans CJK"
+        note = f"left out for want of a font: {missing:,} of {len(counts):,} words; install e.g. Noto Sans CJK"
+        taller = Image.new("RGB", (width, height + 20), "white")
+        taller.paste(image)
         small = ImageFont.truetype(str(_default_font()), 11)
-        ImageDraw.Draw(image).text((6, height - 16), note, fill=_MUTED, font=small)
+        ImageDraw.Draw(taller).text((6, height + 2), note, fill=_MUTED, font=small)
+        image = taller
     return _shrunk(image)
 
 
@@ -157,7 +160,15 @@ def cloud_words(counts: Mapping[str, int], width: int = 960, height: int = 360) 
         # The layout places the ink's top left corner; SVG wants the baseline.
         ascent = -face.getbbox(text, anchor="ls")[1]
         words.append(
-            CloudWord(text, counts[text], column - left, row + ascent, size, right - left, _CLOUD_COLORS.index(color))
+            CloudWord(
+                text=text,
+                count=counts[text],
+                x=float(column - left),
+                baseline=float(row + ascent),
+                size=float(size),
+                width=float(right - left),
+                color=_CLOUD_COLORS.index(color),
+            )
         )
     return words
 

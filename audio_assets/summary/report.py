@@ -1,0 +1,411 @@
+"""The report: the corpus as one HTML file that opens from disk and asks the network for nothing.
+
+Everything is inside the file: styles, script, figures and transcripts. Only the recordings are beside it, reached by
+relative links when the reader presses play. The page's content security policy allows exactly the one style sheet and
+the one script that are part of it, by their hashes; what comes from the data is text, never markup or script.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import hashlib
+import json
+import math
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from audio_assets import schemas
+from audio_assets.storage.atomic import write_bytes
+from audio_assets.summary import statistics
+from audio_assets.summary.histogram import Histogram, histogram, time_unit
+
+if TYPE_CHECKING:
+    import duckdb
+
+MAX_TRANSCRIPTS = 10_000
+"""More rows than this make a page that is slow to open; the warehouse and the exports hold all."""
+
+_MAX_FAILURES = 500
+_WAVE_BARS = 140
+_TOP_WORDS = 24
+_CLOUD_SIZE = (960, 340)
+
+NEXT_STEPS: dict[str, str] = {
+    "partial": "Run again: the missing part is transcribed then.",
+    "invalid": "Listen to the file; replace it in the bucket if it should be audio.",
+    "failed": "Run again: only the files that failed are tried. If it fails the same way, read the reason.",
+    "deferred": "Run again later: what is done is kept and not paid for twice.",
+    "gone": "Nothing, if it was deleted on purpose: the last transcript is kept.",
+}
+"""What to do about an object with this status."""
+
+# The transcripts that need eyes come first when the page cannot hold all.
+_TRANSCRIPTS_SQL = f"""
+WITH objects AS ({statistics.OBJECTS_SQL}),
+sure AS (
+    SELECT id, sum(exp(least(s.avg_logprob, 0)) * greatest(s.end_s - s.start_s, 0.01))
+        / sum(greatest(s.end_s - s.start_s, 0.01)) AS confidence
+    FROM (SELECT id, unnest(segments) AS s FROM transcripts) WHERE s.avg_logprob IS NOT NULL GROUP BY id
+)
+SELECT
+    o.id, o.prefix, o.status, o.duration_s, o.transcription, coalesce(o.flags, []) AS flags, t.language,
+    len(k.tokens) AS words, c.confidence, t.model, t.engine,
+    [{{'start_s': s.start_s, 'end_s': s.end_s, 'text': s.text}} FOR s IN t.segments] AS segments
+FROM objects AS o
+    LEFT JOIN transcripts AS t ON o.id = t.id
+    LEFT JOIN tokens AS k ON o.id = k.id
+    LEFT JOIN sure AS c ON o.id = c.id
+WHERE o.transcription IS NOT NULL
+ORDER BY (o.status = 'ok' AND coalesce(len(o.flags), 0) = 0) AND $full, o.id
+LIMIT $limit
+"""  # noqa: S608 - no data in it
+
+_FAILURES_SQL = f"""
+SELECT o.id, o.status, coalesce(t.error, r.error, '') AS error
+FROM ({statistics.OBJECTS_SQL}) AS o
+    LEFT JOIN raw_audio AS r ON o.id = r.id
+    LEFT JOIN transcripts AS t ON o.id = t.id
+WHERE o.status NOT IN ('ok', 'empty')
+ORDER BY list_position($order, o.status), o.id
+LIMIT $limit
+"""  # noqa: S608 - no data in it
+
+
+@dataclass(frozen=True)
+class _Plot:
+    """A histogram with what its reader needs to know."""
+
+    title: str
+    what: str
+    of: str
+    bins: Histogram
+
+    @property
+    def top(self) -> int:
+        """Upper end of the vertical axis: an even number with one or two digits that count."""
+        highest = max((*self.bins.counts, 2))
+        power = int(10 ** max(0, math.floor(math.log10(highest)) - 1))
+        return math.ceil(highest / (2 * power)) * 2 * power
+
+    @property
+    def ticks(self) -> list[tuple[float, str]]:
+        """Place (0 to 100) and text of at most seven marks on the horizontal axis."""
+        n = len(self.bins.counts)
+        step = math.ceil(n / 6)
+        return [(100 * i / n, f"{self.bins.edges[i]:,g}") for i in range(0, n + 1, step)]
+
+
+def render_report(
+    connection: duckdb.DuckDBPyConnection,
+    output: Path,
+    *,
+    audio_link: Callable[[str], str | None] | None = None,
+    flag_meanings: Mapping[str, str] | None = None,
+    title: str = "Speech corpus",
+    max_transcripts: int = MAX_TRANSCRIPTS,
+    now: datetime.datetime | None = None,
+) -> Path:
+    """Write the report of the whole corpus, in place of an earlier one, whole or not at all.
+
+    Args:
+        connection: a database with the tables ``raw_audio``, ``transcripts``, ``tokens``, ``prefix_summary`` and
+            ``token_frequency`` of `schemas`; read only.
+        output: the HTML file to write; its directory is made.
+        audio_link: gives the link to an object's recording, relative to ``output`` and percent-encoded, or None when
+            the recording is not at hand. Without it there are no players.
+        flag_meanings: what each flag of a transcript means, for tooltips.
+        title: heading of the page.
+        max_transcripts: rows of the transcript table at most; flagged and unfinished ones come first when it is full.
+        now: time of writing, by default the present.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        ValueError: ``audio_link`` gave something else than a relative link.
+        OSError: the file could not be written; an earlier report is untouched.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("audio_assets.summary"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(visible=visible, whole=_count, hours=_length, share=_share, money=_money)
+    loader = environment.loader
+    assert loader is not None  # noqa: S101 - given three lines above
+    style = loader.get_source(environment, "report.css")[0]
+    script = loader.get_source(environment, "report.js")[0]
+
+    totals = statistics.summarize_corpus(connection).to_pylist()[0]
+    prefixes = _dicts(connection, "SELECT * FROM prefix_summary ORDER BY prefix")
+    rows = _dicts(
+        connection,
+        _TRANSCRIPTS_SQL,
+        {"limit": max_transcripts, "full": _transcript_count(connection) > max_transcripts},
+    )
+    unfinished = sum(totals[f"files_{status}"] for status in NEXT_STEPS)
+    failures = _dicts(connection, _FAILURES_SQL, {"order": list(NEXT_STEPS), "limit": _MAX_FAILURES})
+    links = {row["id"]: _relative(audio_link(row["id"])) for row in rows} if audio_link else {}
+    words = statistics.corpus_top_words(connection)
+
+    html = environment.get_template(
+        "report.html.j2"
+    ).render(
+        title=title,
+        now=now or datetime.datetime.now(datetime.timezone.utc),
+        style=Markup(style),  # noqa: S704 - a file of this package
+        script=Markup(script),  # noqa: S704 - a file of this package
+        policy=_policy(style, script),
+        totals=totals,
+        statuses=schemas.STATUSES,
+        next_steps=NEXT_STEPS,
+        prefixes=prefixes,
+        engines=_engines(connection),
+        languages=_languages(connection),
+        plots=_plots(connection),
+        wave=_wave(connection),
+        words=words[:_TOP_WORDS],
+        cloud=_cloud(words),
+        cloud_size=_CLOUD_SIZE,
+        failures=failures,
+        unfinished=unfinished,
+        transcripts=_transcript_count(connection),
+        shown=len(rows),
+        data=Markup(_script_json(_payload(rows, links, flag_meanings or {}))),  # noqa: S704 - escaped by _script_json
+    )
+    write_bytes(output, html.encode("utf-8"))
+    return output
+
+
+def visible(text: object) -> str:
+    """``text`` with control characters and direction overrides written out, so that nothing can hide or reorder it.
+
+    >>> visible("a\\u202egpj.exe")
+    'a⟨U+202E⟩gpj.exe'
+    """
+    shown = str(text)
+    if shown.isascii() and shown.isprintable():
+        return shown
+    return "".join(f"⟨U+{ord(c):04X}⟩" if _hides(c) else " " if c.isspace() else c for c in shown)
+
+
+def _hides(character: str) -> bool:
+    category = unicodedata.category(character)
+    return (
+        category == "Cc" and not character.isspace()
+    ) or character in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
+def _dicts(
+    connection: duckdb.DuckDBPyConnection, sql: str, parameters: Mapping[str, object] | None = None
+) -> list[dict[str, Any]]:
+    cursor = connection.execute(sql, dict(parameters or {}))
+    names = [column[0] for column in cursor.description or []]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+def _numbers(connection: duckdb.DuckDBPyConnection, sql: str) -> list[float]:
+    return [float(row[0]) for row in connection.execute(sql).fetchall()]
+
+
+def _transcript_count(connection: duckdb.DuckDBPyConnection) -> int:
+    return int(_numbers(connection, "SELECT count(*) FROM transcripts WHERE transcription IS NOT NULL")[0])
+
+
+def _plots(connection: duckdb.DuckDBPyConnection) -> list[_Plot]:
+    durations = _numbers(
+        connection,
+        f"SELECT duration_s FROM ({statistics.OBJECTS_SQL}) WHERE duration_s IS NOT NULL",  # noqa: S608
+    )
+    lengths = _numbers(connection, "SELECT len(tokens) FROM tokens WHERE transcription IS NOT NULL")
+    rates = _numbers(
+        connection,
+        """
+        SELECT len(k.tokens) / (t.speech_s / 60) FROM tokens AS k JOIN transcripts AS t ON k.id = t.id
+        WHERE t.speech_s >= 1 AND len(k.tokens) > 0
+        """,
+    )
+    sure = _numbers(
+        connection,
+        """
+        SELECT 100 * exp(least(s.avg_logprob, 0)) FROM (SELECT unnest(segments) AS s FROM transcripts)
+        WHERE s.avg_logprob IS NOT NULL
+        """,
+    )
+    unit, seconds = time_unit(durations)
+    plots = [
+        _Plot("How long the recordings are", unit, "recordings", histogram([d / seconds for d in durations])),
+        _Plot("How much is said in them", "words", "transcripts", histogram(lengths, whole=True)),
+        _Plot("How fast people speak", "words per minute of speech", "recordings", histogram(rates, whole=True)),
+        _Plot(
+            "How sure the model is",
+            "% mean probability of a segment's tokens",
+            "segments",
+            histogram(sure, limits=(0.0, 100.0)),
+        ),
+    ]
+    return [plot for plot in plots if plot.bins.total]
+
+
+def _wave(connection: duckdb.DuckDBPyConnection) -> list[float]:
+    """The first recordings as heights from 8 to 100, for the ornament at the top."""
+    lengths = _numbers(
+        connection,
+        f"SELECT duration_s FROM ({statistics.OBJECTS_SQL}) WHERE duration_s > 0 ORDER BY id LIMIT {_WAVE_BARS}",  # noqa: S608
+    )
+    longest = math.sqrt(max(lengths, default=1.0))
+    return [round(8 + 92 * math.sqrt(length) / longest, 1) for length in lengths]
+
+
+def _engines(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    rows = connection.execute(
+        """
+        SELECT model, engine FROM transcripts WHERE model IS NOT NULL
+        GROUP BY ALL ORDER BY count(*) DESC, model LIMIT 3
+        """
+    ).fetchall()
+    # A model may be a directory: its last part is its name.
+    return [f"{Path(str(model)).name} ({engine})" if engine else Path(str(model)).name for model, engine in rows]
+
+
+def _languages(connection: duckdb.DuckDBPyConnection) -> list[tuple[str, int]]:
+    rows = connection.execute(
+        """
+        SELECT language, count(*) AS files FROM transcripts WHERE language IS NOT NULL AND transcription <> ''
+        GROUP BY language ORDER BY files DESC, language LIMIT 12
+        """
+    ).fetchall()
+    return [(str(language), int(files)) for language, files in rows]
+
+
+def _cloud(words: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
+    from audio_assets.summary.plots import cloud_words
+
+    return [
+        {
+            "text": word.text,
+            "count": word.count,
+            "x": round(word.x, 1),
+            "y": round(word.baseline, 1),
+            "size": word.size,
+            "width": round(word.width, 1),
+            "color": word.color,
+        }
+        for word in cloud_words(dict(words), *_CLOUD_SIZE)
+    ]
+
+
+def _payload(
+    rows: Sequence[Mapping[str, Any]], links: Mapping[str, str | None], flag_meanings: Mapping[str, str]
+) -> dict[str, Any]:
+    """What the page's script shows. Rows are arrays: their keys would be a third of the file."""
+    return {
+        "statuses": {status: visible(meaning) for status, meaning in schemas.STATUSES.items()},
+        "flags": {visible(flag): visible(meaning) for flag, meaning in flag_meanings.items()},
+        "rows": [
+            [
+                visible(row["id"]),
+                visible(row["prefix"]),
+                row["status"],
+                _rounded(row["duration_s"], 2),
+                row["words"],
+                _rounded(row["confidence"], 3),
+                visible(row["language"]) if row["language"] else None,
+                [visible(flag) for flag in row["flags"]],
+                links.get(row["id"]),
+                _pieces(row),
+            ]
+            for row in rows
+        ],
+    }
+
+
+def _pieces(row: Mapping[str, Any]) -> list[list[Any]]:
+    """The text as [start_s, end_s, text] per segment; without usable segments, the whole text without times."""
+    pieces: list[list[Any]] = [
+        [_rounded(s["start_s"], 2), _rounded(s["end_s"], 2), visible(s["text"] or "").strip()]
+        for s in row["segments"] or []
+    ]
+    pieces = [piece for piece in pieces if piece[2]]
+    whole = visible(row["transcription"]).strip()
+    if "".join("".join(piece[2] for piece in pieces).split()) != "".join(whole.split()):
+        return [[None, None, whole]] if whole else []
+    return pieces
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return round(value, digits) if value is not None and math.isfinite(value) else None
+
+
+def _relative(link: str | None) -> str | None:
+    if link is None:
+        return None
+    parts = urlsplit(link)
+    if parts.scheme or parts.netloc or link.startswith("/"):
+        raise ValueError(f"audio_link gave {link!r}, which is not relative to the report; give a relative, quoted path")
+    return link
+
+
+def _script_json(data: object) -> str:
+    """JSON that cannot end the script element it stands in."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _policy(style: str, script: str) -> str:
+    def source(text: str) -> str:
+        return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode() + "'"
+
+    return "; ".join(
+        (
+            "default-src 'none'",
+            f"style-src {source(style)}",
+            f"script-src {source(script)}",
+            "img-src data:",
+            "media-src 'self' file:",
+            "base-uri 'none'",
+            "form-action 'none'",
+        )
+    )
+
+
+def _count(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def _length(hours: float | None) -> str:
+    """A length in the unit in which it reads best."""
+    if hours is None:
+        return "–"
+    if hours < 2 / 60:
+        return f"{hours * 3600:,.0f} s" if hours else "0 s"
+    if hours < 2:
+        return f"{hours * 60:,.1f} min"
+    return f"{hours:,.1f} h" if hours < 1000 else f"{hours:,.0f} h"
+
+
+def _share(value: float | None) -> str:
+    if value is None:
+        return "–"
+    # Rounding must not turn a few into none, or nearly all into all.
+    if 0 < value < 0.005:
+        return "< 1 %"
+    if 0.995 < value < 1:
+        return "> 99 %"
+    return f"{100 * value:.0f} %"
+
+
+def _money(value: float) -> str:
+    return f"${value:,.2f}" if value == 0 or value >= 0.995 else f"${value:.4f}"
