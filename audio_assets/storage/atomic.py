@@ -1,0 +1,183 @@
+"""Writing a file so that readers meet the old one or the new one, whole, and nothing else.
+
+A file is written under a temporary name beside its place, flushed to the disk and renamed. A process that dies leaves
+at most a temporary file, which `remove_stale_temps` clears away on the next run. A temporary file whose writer is alive
+is locked (``flock``), so that cleaning never takes a file from under another process, on this machine or in another
+container that shares the directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import secrets
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+CRASH_VARIABLE = "AUDIO_ASSETS_CRASH_AT"
+"""Environment variable that makes the process kill itself at a named point. Only tests set it."""
+
+_TEMP = re.compile(r"^\.(?P<name>.+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp(?P<suffix>[.-].+)?$", re.DOTALL)
+
+_GRACE_S = 60.0
+"""An unlocked temporary file of a living process may be between creation and lock: it is left alone this long."""
+
+_NAME_BYTES = 180
+"""How much of the final name a temporary name repeats: names have at most 255 bytes."""
+
+_open_temps: set[str] = set()
+
+
+def crash_point(name: str) -> None:
+    """Kill this process, as a power cut would, where `CRASH_VARIABLE` names this point; otherwise do nothing."""
+    if os.environ.get(CRASH_VARIABLE) == name:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data``, whole or not at all.
+
+    Raises:
+        OSError: the disk refused; what was at ``path`` is untouched.
+    """
+    with replacing(path) as temp:
+        temp.write_bytes(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, crash_name: str | None = None) -> Iterator[Path]:
+    """A temporary path to write to, which takes the place of ``path`` when the block ends well.
+
+    The directory is made when it is missing. The temporary file exists and is empty; a library that wants to create the
+    file itself may delete it first. When the block raises, the temporary file goes and ``path`` stays as it was.
+
+    Args:
+        path: where the file shall be.
+        crash_name: prefix of the points at which tests may kill the process: ``<crash_name>:before-rename`` and
+            ``<crash_name>:after-rename``.
+
+    Raises:
+        OSError: the disk refused; what was at ``path`` is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temp, lock = _create_temp(path)
+    try:
+        yield temp
+        sync(temp)
+        if crash_name:
+            crash_point(f"{crash_name}:before-rename")
+        temp.replace(path)
+        sync(path.parent)
+        if crash_name:
+            crash_point(f"{crash_name}:after-rename")
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temp.unlink()
+        raise
+    finally:
+        os.close(lock)
+        _open_temps.discard(str(temp))
+
+
+def remove_stale_temps(directory: Path) -> list[Path]:
+    """Delete the temporary files that dead processes left in ``directory`` (not below it); return their paths.
+
+    A file that a living process writes is left alone. A missing directory holds nothing.
+    """
+    try:
+        with os.scandir(directory) as entries:
+            names = [entry.name for entry in entries if entry.name.startswith(".")]
+    except FileNotFoundError:
+        return []
+    return [directory / name for name in names if is_temp(name) and _remove_if_stale(directory / name)]
+
+
+def is_temp(name: str) -> bool:
+    """Whether ``name`` is one that `replacing` gives to a temporary file, or one derived from it (``….tmp.wal``)."""
+    return _TEMP.match(name) is not None
+
+
+def _create_temp(path: Path) -> tuple[Path, int]:
+    """A new, empty, locked temporary file beside ``path``, and the descriptor that holds the lock."""
+    shown = path.name.encode()[:_NAME_BYTES].decode(errors="ignore")
+    temp = path.parent / f".{shown}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    _open_temps.add(str(temp))
+    try:
+        descriptor = os.open(temp, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
+    except BaseException:
+        _open_temps.discard(str(temp))
+        raise
+    with contextlib.suppress(
+        OSError
+    ):  # some network file systems have no locks; the process id still protects the file
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return temp, descriptor
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a directory to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems cannot flush a directory; they order the rename themselves.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _remove_if_stale(temp: Path) -> bool:
+    match = _TEMP.match(temp.name)
+    if match is None:
+        return False
+    suffix = match["suffix"] or ""
+    owner = temp.with_name(temp.name[: len(temp.name) - len(suffix)])
+    if str(owner) in _open_temps:
+        return False
+    if suffix and owner.exists() and not _is_abandoned(owner, int(match["pid"])):
+        return False
+    if not suffix and not _is_abandoned(temp, int(match["pid"])):
+        return False
+    try:
+        if temp.is_dir():
+            shutil.rmtree(temp)
+        else:
+            temp.unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _is_abandoned(temp: Path, pid: int) -> bool:
+    """Whether nobody writes ``temp`` any more."""
+    try:
+        descriptor = os.open(temp, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        if pid == os.getpid() or not _is_alive(pid):
+            return True
+        return time.time() - os.fstat(descriptor).st_mtime > _GRACE_S
+    finally:
+        os.close(descriptor)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

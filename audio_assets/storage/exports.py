@@ -1,0 +1,429 @@
+"""Exports: the corpus as one JSON Lines, Parquet, SQLite or DuckDB file.
+
+One pass over the partition files feeds all formats, a few thousand rows at a time, so memory does not grow with the
+corpus. Each file is built aside and renamed; ``MANIFEST.json`` follows with counts and checksums.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from audio_assets import partitions, schemas
+from audio_assets.errors import StorageError
+from audio_assets.storage import atomic
+from audio_assets.storage.partition_files import WRITE_KEY, PartitionStore, adapt
+from audio_assets.storage.warehouse import quoted, sql_type
+
+FORMATS = ("json", "parquet", "sqlite", "duckdb")
+"""What can be exported, as ``--output-format`` spells it."""
+
+FILE_NAMES = {"json": "corpus.jsonl", "parquet": "corpus.parquet", "sqlite": "corpus.sqlite", "duckdb": "corpus.duckdb"}
+"""The file of each format."""
+
+MANIFEST = "MANIFEST.json"
+
+DUCKDB_STORAGE_VERSION = "v1.0.0"
+"""Format of an exported DuckDB file: every 1.x client opens it."""
+
+DEFAULT_COLUMNS = ("id", "transcription", "tokens")
+
+_BATCH_ROWS = 2_048
+_EXPORTED = ("ok", "empty", "gone")
+_HASH_PIECE_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class ExportFile:
+    """One exported file: its format, place, rows, size in bytes and SHA-256."""
+
+    format: str
+    path: Path
+    row_count: int
+    size_bytes: int
+    sha256: str
+
+
+def export_schema(all_columns: bool) -> pa.Schema:
+    """Columns of an export: id, transcription, tokens; or everything known of each recording.
+
+    Columns of `raw_audio` come first, then those of `transcripts` and `tokens` that are not among the earlier ones.
+    ``status``, ``error`` and ``duration_s`` of `raw_audio` are those of the bucket's file: they are named ``audio_…``.
+    """
+    if not all_columns:
+        return pa.schema(
+            [
+                pa.field("id", pa.string(), nullable=False),
+                pa.field("transcription", pa.string(), nullable=False),
+                pa.field("tokens", pa.list_(pa.string()), nullable=False),
+            ]
+        )
+    fields = [pa.field(name, field.type) for name, (_, _, field) in _all_columns().items()]
+    return pa.schema(fields)
+
+
+def _all_columns() -> dict[str, tuple[schemas.Table, str, pa.Field]]:
+    """Name in the export -> table, column there, field."""
+    columns: dict[str, tuple[schemas.Table, str, pa.Field]] = {}
+    for table in (schemas.TRANSCRIPTS, schemas.RAW_AUDIO, schemas.TOKENS):
+        for field in table.schema:
+            name = field.name
+            if name in columns:
+                if table is not schemas.RAW_AUDIO or name in ("id", "prefix"):
+                    continue
+                name = f"audio_{name}"
+            columns[name] = (table, field.name, field)
+    return columns
+
+
+def export_corpus(
+    store: PartitionStore,
+    directory: Path,
+    formats: Sequence[str],
+    *,
+    all_columns: bool = False,
+    prefixes: Sequence[str] | None = None,
+    include_partial: bool = False,
+) -> list[ExportFile]:
+    """Write ``corpus.*`` and ``MANIFEST.json`` into ``directory``.
+
+    A row is a recording with a transcript: status ok, empty or gone, and partial when asked for. Partitions come in
+    the order of their keys, rows in the order of their ids, so the same corpus gives the same JSON Lines bytes.
+
+    Args:
+        store: the record.
+        directory: made when it is missing.
+        formats: some of `FORMATS`.
+        all_columns: every column of raw_audio, transcripts and tokens instead of id, transcription and tokens.
+        prefixes: only these R2 prefixes; None for all.
+        include_partial: also recordings whose transcript is not complete yet.
+
+    Raises:
+        ValueError: an unknown format.
+        StorageError: a partition file is damaged, or the disk refused. Earlier exports are untouched.
+    """
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown or not formats:
+        raise ValueError(f"unknown export format {unknown[0]!r}; use {', '.join(FORMATS)}" if unknown else "no format")
+    wanted = [name for name in FORMATS if name in formats]
+    statuses = [*_EXPORTED, "partial"] if include_partial else list(_EXPORTED)
+    keys = _partition_keys(store, prefixes)
+    schema = export_schema(all_columns)
+    directory.mkdir(parents=True, exist_ok=True)
+    atomic.remove_stale_temps(directory)
+    record = hashlib.sha256()
+    rows = 0
+    try:
+        with contextlib.ExitStack() as stack:
+            targets = [
+                stack.enter_context(atomic.replacing(directory / FILE_NAMES[name], crash_name="export"))
+                for name in wanted
+            ]
+            sinks = [_SINKS[name](temp, schema) for name, temp in zip(wanted, targets, strict=True)]
+            try:
+                for key in keys:
+                    for batch in _joined(store, key, statuses, all_columns, schema, record):
+                        rows += batch.num_rows
+                        for sink in sinks:
+                            sink.write(batch)
+                        atomic.crash_point("export:half-written")
+            finally:
+                for sink in sinks:
+                    sink.close()
+            sums = [_sha256(temp) for temp in targets]
+            sizes = [temp.stat().st_size for temp in targets]
+        files = [
+            ExportFile(name, directory / FILE_NAMES[name], rows, size, digest)
+            for name, size, digest in zip(wanted, sizes, sums, strict=True)
+        ]
+        _write_manifest(directory, files, schema, record.hexdigest(), prefixes, include_partial)
+    except (OSError, sqlite3.Error) as error:
+        raise StorageError(
+            f"{directory}: the export could not be written: {error}; earlier exports are untouched. Free some space or"
+            " correct the permissions, then run `audio-assets export` again"
+        ) from error
+    return files
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of an export directory; empty when there is none or it is damaged."""
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
+
+
+def _partition_keys(store: PartitionStore, prefixes: Sequence[str] | None) -> list[str]:
+    present = [file.partition for file in store.partitions(schemas.TRANSCRIPTS) if file.partition is not None]
+    if prefixes is None:
+        return present
+    wanted = {partitions.partition_key_for(prefix) for prefix in prefixes}
+    return [key for key in present if key in wanted]
+
+
+def _joined(
+    store: PartitionStore, key: str, statuses: list[str], all_columns: bool, schema: pa.Schema, record: Any
+) -> Iterator[pa.RecordBatch]:
+    """The exported rows of one partition, in the order of their ids."""
+    by_table: dict[str, list[tuple[str, str]]] = {}
+    if all_columns:
+        for name, (table, column, _) in _all_columns().items():
+            by_table.setdefault(table.name, []).append((name, column))
+    else:
+        by_table = {"transcripts": [("id", "id"), ("transcription", "transcription")], "tokens": [("tokens", "tokens")]}
+    with contextlib.ExitStack() as stack:
+        try:
+            main = stack.enter_context(_Cursor.open(store, schemas.TRANSCRIPTS, key, by_table["transcripts"]))
+        except FileNotFoundError:
+            return
+        record.update(main.identity)
+        sides: list[_Cursor] = []
+        for table in (schemas.RAW_AUDIO, schemas.TOKENS):
+            if table.name not in by_table:
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                sides.append(stack.enter_context(_Cursor.open(store, table, key, by_table[table.name])))
+                record.update(sides[-1].identity)
+        while (batch := main.next_batch()) is not None:
+            keep = pc.and_(
+                pc.is_in(batch.column("status"), pa.array(statuses)), pc.is_valid(batch.column("transcription"))
+            )
+            batch = batch.filter(keep)
+            if batch.num_rows == 0:
+                continue
+            ids = batch.column("id").combine_chunks()
+            columns = {name: batch.column(column) for name, column in by_table["transcripts"]}
+            for side in sides:
+                matched = side.match(ids)
+                for name, column in side.names:
+                    columns[name] = matched.column(column)
+            arrays = []
+            for field in schema:
+                values = columns.get(field.name)
+                values = pa.nulls(batch.num_rows, field.type) if values is None else values
+                if field.name == "tokens":
+                    # A transcript without words has no tokens: an empty list, also before the tokens are made.
+                    values = pc.coalesce(values, pa.scalar([], field.type))
+                arrays.append(values)
+            table_ = pa.Table.from_arrays(arrays, schema=schema).combine_chunks()
+            yield from table_.to_batches()
+
+
+class _Cursor:
+    """One partition file, read forwards in the order of its ids."""
+
+    def __init__(self, file: pq.ParquetFile, table: schemas.Table, names: list[tuple[str, str]]) -> None:
+        self.names = names
+        metadata = file.metadata.metadata or {}
+        self.identity = table.name.encode() + metadata.get(WRITE_KEY, b"")
+        needed = dict.fromkeys(["id", *(column for _, column in names)])
+        if table is schemas.TRANSCRIPTS:
+            needed |= dict.fromkeys(["status", "transcription"])
+        self._shape = schemas.Table(
+            table.name, table.description, tuple(c for c in table.columns if c.name in needed), table.key
+        )
+        present = [name for name in self._shape.column_names if name in set(file.schema_arrow.names)]
+        self._batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=present)
+        self._ahead: pa.Table | None = None
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(
+        cls, store: PartitionStore, table: schemas.Table, key: str, names: list[tuple[str, str]]
+    ) -> Iterator[_Cursor]:
+        """Open the partition ``key``; `FileNotFoundError` when it was never written."""
+        with store.open(table, key) as file:
+            yield cls(file, table, names)
+
+    def next_batch(self) -> pa.Table | None:
+        """The next rows, or None at the end."""
+        for batch in self._batches:
+            if batch.num_rows:
+                return adapt(pa.Table.from_batches([batch]), self._shape)
+        return None
+
+    def match(self, ids: pa.Array) -> pa.Table:
+        """One row for each of ``ids``, which ascend from call to call; nulls where there is none."""
+        last = ids[-1].as_py()
+        found: list[pa.Table] = []
+        while True:
+            if self._ahead is None:
+                self._ahead = self.next_batch()
+                if self._ahead is None:
+                    break
+            have = self._ahead.column("id")
+            end = have[-1].as_py()
+            if have[0].as_py() > last:
+                break
+            mask = pc.is_in(have, ids)
+            found.append(self._ahead if pc.all(mask).as_py() else self._ahead.filter(mask))
+            if end > last:
+                self._ahead = self._ahead.filter(pc.greater(have, ids[-1]))
+                break
+            # Equal ids may go on in the next batch only when they are repeated, and then the first one is enough.
+            self._ahead = None
+        rows = pa.concat_tables(found) if found else self._shape.empty()
+        where = pc.index_in(ids, rows.column("id").combine_chunks())
+        if rows.num_rows == len(ids) and where.null_count == 0 and _counts_up(where):
+            return rows
+        return rows.combine_chunks().take(where)
+
+
+def _counts_up(where: pa.Array) -> bool:
+    import numpy as np
+
+    return bool(np.array_equal(where.to_numpy(zero_copy_only=False), np.arange(len(where))))
+
+
+class _Sink(Protocol):
+    """One format being written."""
+
+    def write(self, batch: pa.RecordBatch) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _JsonSink:
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._file = path.open("w", encoding="utf-8", newline="\n")
+        self._names = schema.names
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        lines = [json.dumps(row, ensure_ascii=False, default=_plain) for row in _rows(batch)]
+        self._file.write("\n".join(lines) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _ParquetSink:
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        self._writer.write_batch(batch)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _SqliteSink:
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._connection = sqlite3.connect(path, isolation_level=None)
+        # The file is nobody's until it is renamed: no journal is needed.
+        self._connection.execute("PRAGMA journal_mode = OFF")
+        self._connection.execute("PRAGMA synchronous = OFF")
+        kinds = {pa.int64(): "INTEGER", pa.bool_(): "INTEGER", pa.float64(): "REAL"}
+        columns = ", ".join(f"{quoted(f.name)} {kinds.get(f.type, 'TEXT')}" for f in schema)
+        self._connection.execute(f"CREATE TABLE corpus ({columns})")
+        self._connection.execute("CREATE TABLE tokens (id TEXT, position INTEGER, token TEXT)")
+        self._connection.execute("BEGIN")
+        self._insert = f"INSERT INTO corpus VALUES ({', '.join('?' * len(schema))})"  # noqa: S608
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        rows = list(_rows(batch))
+        self._connection.executemany(self._insert, ([_cell(value) for value in row.values()] for row in rows))
+        self._connection.executemany(
+            "INSERT INTO tokens VALUES (?, ?, ?)",
+            ((row["id"], position, token) for row in rows for position, token in enumerate(row["tokens"])),
+        )
+
+    def close(self) -> None:
+        self._connection.execute("COMMIT")
+        self._connection.execute("CREATE INDEX corpus_id ON corpus (id)")
+        self._connection.execute("CREATE INDEX tokens_token ON tokens (token)")
+        self._connection.close()
+
+
+class _DuckdbSink:
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        import duckdb
+
+        path.unlink()  # DuckDB does not take an empty file for a database
+        self._connection = duckdb.connect(
+            str(path), config={"storage_compatibility_version": DUCKDB_STORAGE_VERSION, "memory_limit": "256MB"}
+        )
+        columns = ", ".join(f"{quoted(f.name)} {sql_type(f.type)}" for f in schema)
+        self._connection.execute(f"CREATE TABLE corpus ({columns})")
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        self._connection.register("incoming", pa.Table.from_batches([batch]))
+        self._connection.execute("INSERT INTO corpus SELECT * FROM incoming")
+        self._connection.unregister("incoming")
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+_SINKS: dict[str, Any] = {"json": _JsonSink, "parquet": _ParquetSink, "sqlite": _SqliteSink, "duckdb": _DuckdbSink}
+
+
+def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    names = batch.schema.names
+    columns = [_values(batch.column(i)) for i in range(batch.num_columns)]
+    for values in zip(*columns, strict=True):
+        yield dict(zip(names, values, strict=True))
+
+
+def _values(column: pa.Array) -> list[Any]:
+    if pa.types.is_map(column.type):
+        return [None if pairs is None else dict(pairs) for pairs in column.to_pylist()]
+    return list(column.to_pylist())
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, list | dict):
+        return json.dumps(value, ensure_ascii=False, default=_plain)
+    return _plain(value) if hasattr(value, "isoformat") else value
+
+
+def _plain(value: Any) -> Any:
+    return value.isoformat()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_HASH_PIECE_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _write_manifest(
+    directory: Path,
+    files: list[ExportFile],
+    schema: pa.Schema,
+    record: str,
+    prefixes: Sequence[str] | None,
+    include_partial: bool,
+) -> None:
+    """Describe the new files; keep what is said of formats that were not exported now and still lie there."""
+    entries = {}
+    for entry in read_manifest(directory).get("files", []):
+        path = directory / str(entry.get("name"))
+        if path.is_file() and path.stat().st_size == entry.get("size_bytes"):
+            entries[entry["name"]] = entry
+    for file in files:
+        described = asdict(file)
+        del described["path"]
+        entries[file.path.name] = {
+            "name": file.path.name,
+            **described,
+            "columns": schema.names,
+            "prefixes": None if prefixes is None else sorted(prefixes),
+            "include_partial": include_partial,
+            "record": record,
+        }
+    body = {"files": [entries[name] for name in sorted(entries)]}
+    atomic.write_bytes(directory / MANIFEST, (json.dumps(body, ensure_ascii=False, indent=2) + "\n").encode())

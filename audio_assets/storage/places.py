@@ -1,0 +1,368 @@
+"""Where partition files lie: a directory of this machine, or a folder of a bucket.
+
+Both offer the same few operations on paths of the form ``<table>/<file name>``. A write is seen whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from audio_assets import settings
+from audio_assets.errors import SettingsError, StorageError
+from audio_assets.storage import atomic
+
+_BUCKET_THREADS = 16
+"""Requests in flight to a bucket. On a local disk the number of cores is the limit."""
+
+_UPLOAD_PIECE_BYTES = 10 * 2**20
+
+_DENIED = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "Unauthorized", "HTTP status 403")
+
+
+class Place(Protocol):
+    """A root for partition files."""
+
+    shown: str
+    threads: int
+
+    def uri(self, path: str) -> str:
+        """The full name of ``path`` for people and for Dagster's UI, without credentials."""
+        ...
+
+    def list(self, table: str) -> list[tuple[str, str, int]]:
+        """Name, identity and size in bytes of each Parquet file of ``table``, in no order."""
+        ...
+
+    def open(self, path: str) -> contextlib.AbstractContextManager[Any]:
+        """Open for random reads; `FileNotFoundError` when it is not there."""
+        ...
+
+    def write(self, path: str, produce: Callable[[Any], None]) -> tuple[str, int]:
+        """Replace ``path`` by what ``produce`` writes to the sink it is given; return identity and size."""
+        ...
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file at ``path``."""
+        ...
+
+    def delete(self, path: str) -> bool:
+        """Remove ``path``; False when it was not there."""
+        ...
+
+
+def place_for(root: str | Path) -> Place:
+    """The place that ``root`` names: a path, ``file://``, ``s3://`` or ``r2://``.
+
+    Raises:
+        SettingsError: the URL has another scheme or no bucket.
+    """
+    if isinstance(root, Path) or "://" not in root:
+        return Directory(Path(root).expanduser().absolute())
+    parts = urlsplit(root)
+    if parts.scheme == "file":
+        return Directory(Path(unquote(parts.path)))
+    if parts.scheme in ("s3", "r2"):
+        if not parts.hostname:
+            raise SettingsError(f"{root!r} names no bucket; write {parts.scheme}://bucket/folder")
+        return Bucket(_location(root))
+    raise SettingsError(
+        f"{parts.scheme}:// is no place for tables; use a directory, s3://bucket/folder or r2://bucket/folder"
+    )
+
+
+class Directory:
+    """A directory of this machine. An identity is inode, size and a modification time that `write` makes unique."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.shown = str(root)
+        self.threads = min(4, os.cpu_count() or 1)
+        self._cleaned: set[str] = set()
+
+    def uri(self, path: str) -> str:
+        """The full name of ``path``, without credentials."""
+        return str(self.root / path)
+
+    def list(self, table: str) -> list[tuple[str, str, int]]:
+        """Name, identity and size in bytes of each Parquet file of ``table``, in no order."""
+        directory = self.root / table
+        found: list[tuple[str, str, int]] = []
+        try:
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    if not entry.name.endswith(".parquet") or entry.name.startswith("."):
+                        continue
+                    try:
+                        status = entry.stat()
+                    except FileNotFoundError:
+                        continue
+                    found.append((entry.name, _identity(status), status.st_size))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise StorageError(
+                f"{directory}: cannot be listed: {error.strerror}; check the disk and its permissions"
+            ) from error
+        return found
+
+    @contextlib.contextmanager
+    def open(self, path: str) -> Iterator[Any]:
+        """Open ``path`` for random reads."""
+        import pyarrow as pa
+
+        with pa.OSFile(str(self.root / path)) as source:
+            yield source
+
+    def write(self, path: str, produce: Callable[[Any], None]) -> tuple[str, int]:
+        """Replace ``path`` by what ``produce`` writes; return identity and size in bytes."""
+        target = self.root / path
+        try:
+            if target.parent.name not in self._cleaned:
+                atomic.remove_stale_temps(target.parent)
+                self._cleaned.add(target.parent.name)
+            with atomic.replacing(target, crash_name="partition") as temp:
+                produce(str(temp))
+                # Kernels stamp files by a clock of some milliseconds; the exact time makes each write's stamp its own.
+                now = time.time_ns()
+                os.utime(temp, ns=(now, now))
+                status = temp.stat()
+        except OSError as error:
+            raise StorageError(
+                f"{target}: cannot be written: {error.strerror or error}; what was there before is untouched."
+                " Free some space or correct the permissions, then run again"
+            ) from error
+        return _identity(status), status.st_size
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file at ``path``."""
+        return (self.root / path).is_file()
+
+    def delete(self, path: str) -> bool:
+        """Remove ``path``; False when it was not there."""
+        target = self.root / path
+        try:
+            target.unlink()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise StorageError(f"{target}: cannot be deleted: {error.strerror}; check its permissions") from error
+        atomic.sync(target.parent)
+        return True
+
+
+def _identity(status: os.stat_result) -> str:
+    return f"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}"
+
+
+@dataclass(frozen=True)
+class Location:
+    """A folder of a bucket and how to reach it."""
+
+    scheme: str
+    bucket: str
+    folder: str
+    endpoint_url: str | None = None
+    region: str | None = None
+    access_key: str | None = field(default=None, repr=False)
+    secret_key: str | None = field(default=None, repr=False)
+
+
+def _location(url: str) -> Location:
+    parts = urlsplit(url)
+    query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    unknown = query.keys() - {"endpoint_override", "scheme", "region"}
+    if unknown:
+        raise SettingsError(
+            f"{parts.scheme}://{parts.hostname}: unknown option {sorted(unknown)[0]!r};"
+            " use endpoint_override, scheme, region"
+        )
+    netloc = parts.netloc.rpartition("@")[2]
+    if parts.scheme == "r2":
+        read = settings.load()
+        purpose = "tables are to be kept in R2"
+        endpoint = read.r2_endpoint_url
+        if not endpoint:
+            account = settings.require(read.r2_account_id, "R2_ACCOUNT_ID", purpose)
+            endpoint = f"https://{account}.r2.cloudflarestorage.com"
+        return Location(
+            "r2",
+            netloc,
+            parts.path.strip("/"),
+            endpoint,
+            "auto",
+            settings.require(read.r2_access_key_id, "R2_ACCESS_KEY_ID", purpose),
+            settings.require(read.r2_secret_access_key, "R2_SECRET_ACCESS_KEY", purpose),
+        )
+    host = query.get("endpoint_override")
+    endpoint_url = host if host and "://" in host else f"{query.get('scheme', 'https')}://{host}" if host else None
+    return Location(
+        "s3",
+        netloc,
+        parts.path.strip("/"),
+        endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
+        query.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
+        unquote(parts.username) if parts.username else None,
+        unquote(parts.password) if parts.password else None,
+    )
+
+
+class Bucket:
+    """A folder of an S3 or R2 bucket. An identity is the object's ETag, which every write makes unique."""
+
+    def __init__(self, location: Location) -> None:
+        self._location = location
+        self.shown = f"{location.scheme}://{location.bucket}/{location.folder}".rstrip("/")
+        self.threads = _BUCKET_THREADS
+        self._files: Any = None
+        self._s3: Any = None
+
+    def uri(self, path: str) -> str:
+        """The full name of ``path``, without credentials."""
+        return f"{self.shown}/{path}"
+
+    def list(self, table: str) -> list[tuple[str, str, int]]:
+        """Name, identity and size in bytes of each Parquet file of ``table``, in no order."""
+        folder = self._key(table) + "/"
+        found: list[tuple[str, str, int]] = []
+        with self._errors(table):
+            pages = (
+                self._client()
+                .get_paginator("list_objects_v2")
+                .paginate(Bucket=self._location.bucket, Prefix=folder, Delimiter="/")
+            )
+            for page in pages:
+                for item in page.get("Contents", ()):
+                    name = item["Key"][len(folder) :]
+                    if name.endswith(".parquet"):
+                        found.append((name, item["ETag"].strip('"'), int(item["Size"])))
+        return found
+
+    @contextlib.contextmanager
+    def open(self, path: str) -> Iterator[Any]:
+        """Open ``path`` for random reads."""
+        with self._errors(path):
+            source = self._filesystem().open_input_file(self._path(path))
+        with source:
+            yield source
+
+    def write(self, path: str, produce: Callable[[Any], None]) -> tuple[str, int]:
+        """Replace ``path`` by what ``produce`` writes; return identity and size in bytes."""
+        import pyarrow as pa
+
+        # Closing an upload completes it, even after an error: the file is made whole before the upload begins.
+        buffer = pa.BufferOutputStream()
+        produce(buffer)
+        body = buffer.getvalue()
+        atomic.crash_point("partition:before-rename")
+        with self._errors(path):
+            with self._filesystem().open_output_stream(self._path(path)) as sink:
+                for start in range(0, body.size, _UPLOAD_PIECE_BYTES):
+                    sink.write(body.slice(start, min(_UPLOAD_PIECE_BYTES, body.size - start)))
+            head = self._client().head_object(Bucket=self._location.bucket, Key=self._key(path))
+        atomic.crash_point("partition:after-rename")
+        return head["ETag"].strip('"'), int(head["ContentLength"])
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file at ``path``."""
+        from pyarrow import fs
+
+        with self._errors(path):
+            return bool(self._filesystem().get_file_info(self._path(path)).type == fs.FileType.File)
+
+    def delete(self, path: str) -> bool:
+        """Remove ``path``; False when it was not there."""
+        if not self.exists(path):
+            return False
+        with self._errors(path):
+            self._client().delete_object(Bucket=self._location.bucket, Key=self._key(path))
+        return True
+
+    def _key(self, path: str) -> str:
+        return f"{self._location.folder}/{path}" if self._location.folder else path
+
+    def _path(self, path: str) -> str:
+        return f"{self._location.bucket}/{self._key(path)}"
+
+    def _filesystem(self) -> Any:
+        if self._files is None:
+            from pyarrow import fs
+
+            where = self._location
+            scheme, _, host = (where.endpoint_url or "").rpartition("://")
+            self._files = fs.S3FileSystem(
+                access_key=where.access_key,
+                secret_key=where.secret_key,
+                region=where.region or "us-east-1",
+                scheme=scheme or "https",
+                endpoint_override=host.rstrip("/") or None,
+                allow_delayed_open=True,  # one PUT for a small file instead of a multipart upload of three requests
+                connect_timeout=10,
+                request_timeout=60,
+            )
+        return self._files
+
+    def _client(self) -> Any:
+        # pyarrow lists names, sizes and times; only the S3 API says the ETag, which is what tells two writes apart.
+        if self._s3 is None:
+            import boto3
+            from botocore.config import Config
+
+            where = self._location
+            self._s3 = boto3.session.Session().client(
+                "s3",
+                endpoint_url=where.endpoint_url,
+                region_name=where.region or "us-east-1",
+                aws_access_key_id=where.access_key,
+                aws_secret_access_key=where.secret_key,
+                config=Config(
+                    s3={"addressing_style": "path"} if where.endpoint_url else None,
+                    request_checksum_calculation="when_required",
+                    response_checksum_validation="when_required",
+                    connect_timeout=10,
+                    read_timeout=60,
+                    retries={"mode": "standard", "max_attempts": 4},
+                ),
+            )
+        return self._s3
+
+    @contextlib.contextmanager
+    def _errors(self, path: str) -> Iterator[None]:
+        """Turn the errors of both S3 clients into ours."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        prefix = "R2" if self._location.scheme == "r2" else "AWS"
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except (OSError, BotoCoreError, ClientError) as error:
+            text = " ".join(str(error).split())
+            code = str(error.response["Error"].get("Code")) if isinstance(error, ClientError) else ""
+            if code in (
+                "403",
+                "401",
+                "AccessDenied",
+                "InvalidAccessKeyId",
+                "SignatureDoesNotMatch",
+                "Unauthorized",
+            ) or any(word in text for word in _DENIED):
+                raise SettingsError(
+                    f"{self.shown}: access denied ({code or text[:200]}); check {prefix}_ACCESS_KEY_ID and"
+                    f" {prefix}_SECRET_ACCESS_KEY"
+                ) from error
+            if code == "NoSuchBucket" or "NO_SUCH_BUCKET" in text:
+                raise SettingsError(f"{self.shown}: there is no bucket {self._location.bucket!r}; create it") from error
+            if type(error).__name__ == "NoCredentialsError":
+                raise SettingsError(
+                    f"{self.shown}: no credentials; set {prefix}_ACCESS_KEY_ID and {prefix}_SECRET_ACCESS_KEY"
+                ) from error
+            raise StorageError(
+                f"{self.uri(path)}: the bucket refused: {text[:300]}; what was there before is untouched. Run again"
+            ) from error
