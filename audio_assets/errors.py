@@ -21,7 +21,7 @@ from typing import ClassVar
 class AudioAssetsError(Exception):
     """Base of all errors of this package. ``exit_code`` is what the command line exits with."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
 
 
 class SettingsError(AudioAssetsError):

@@ -22,6 +22,8 @@ from urllib.parse import unquote
 if TYPE_CHECKING:
     from dagster import DynamicPartitionsDefinition
 
+    prefix_partitions: DynamicPartitionsDefinition
+
 PARTITIONS_NAME = "r2_prefix"
 ROOT_PARTITION = "_root_"
 SLASH_PARTITION = "%2F"
@@ -45,7 +47,9 @@ def prefix_of(key: str, depth: int) -> str:
         ValueError: ``depth`` is negative.
     """
     if depth < 0:
-        raise ValueError(f"prefix depth {depth} is negative; use 0 for one partition, 1 for the first folder, and so on")
+        raise ValueError(
+            f"prefix depth {depth} is negative; use 0 for one partition, 1 for the first folder, and so on"
+        )
     folders = unicodedata.normalize("NFC", key).split("/")[:-1][:depth]
     return "/".join(folders) + "/" if folders else ""
 

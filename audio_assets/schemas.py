@@ -70,7 +70,9 @@ class Table:
         for row in rows:
             unknown = row.keys() - known
             if unknown:
-                raise SchemaError(f"table {self.name}: unknown column {sorted(unknown)[0]!r}; see audio_assets/schemas.py")
+                raise SchemaError(
+                    f"table {self.name}: unknown column {sorted(unknown)[0]!r}; see audio_assets/schemas.py"
+                )
         try:
             arrays = [pa.array([row.get(c.name) for row in rows], type=c.type) for c in self.columns]
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
@@ -123,7 +125,7 @@ def _convertible(have: pa.DataType, want: pa.DataType) -> bool:
     if pa.types.is_floating(have) and pa.types.is_floating(want):
         return True
     if pa.types.is_timestamp(have) and pa.types.is_timestamp(want):
-        return have.tz == want.tz
+        return bool(have.tz == want.tz)
     string = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
     if any(test(have) for test in string) and pa.types.is_string(want):
         return True
@@ -135,7 +137,7 @@ def _convertible(have: pa.DataType, want: pa.DataType) -> bool:
             return False
         return all(h.type == w.type or _convertible(h.type, w.type) for h, w in zip(have, want, strict=True))
     if pa.types.is_map(have) and pa.types.is_map(want):
-        return have.key_type == want.key_type and have.item_type == want.item_type
+        return bool(have.key_type == want.key_type and have.item_type == want.item_type)
     return False
 
 
@@ -172,7 +174,9 @@ SPAN = pa.struct(
 ENTITY = pa.struct([("text", _STR), ("label", _STR), ("start_char", _I64), ("end_char", _I64)])
 
 _ID = Column("id", _STR, "the R2 object key, exactly as listed", nullable=False)
-_PREFIX = Column("prefix", _STR, "the R2 prefix of the partition, with its trailing '/'; '' for the bucket's root", nullable=False)
+_PREFIX = Column(
+    "prefix", _STR, "the R2 prefix of the partition, with its trailing '/'; '' for the bucket's root", nullable=False
+)
 _STATUS = Column("status", _STR, "one of " + ", ".join(STATUSES), nullable=False)
 _ERROR = Column("error", _STR, "short reason when the status is not ok")
 
@@ -262,7 +266,10 @@ PREFIX_SUMMARY = Table(
     (
         _PREFIX,
         Column("files", _I64, "objects", nullable=False),
-        *(Column(f"files_{name}", _I64, f"objects with status {name}: {meaning}", nullable=False) for name, meaning in STATUSES.items()),
+        *(
+            Column(f"files_{name}", _I64, f"objects with status {name}: {meaning}", nullable=False)
+            for name, meaning in STATUSES.items()
+        ),
         Column("hours", _F64, "hours of audio", nullable=False),
         Column("speech_hours", _F64, "hours of speech", nullable=False),
         Column("words", _I64, "words transcribed", nullable=False),
@@ -306,7 +313,6 @@ CORPUS_SUMMARY = Table(
 )
 
 TABLES: dict[str, Table] = {
-    t.name: t
-    for t in (R2_PREFIXES, RAW_AUDIO, TRANSCRIPTS, TOKENS, PREFIX_SUMMARY, TOKEN_FREQUENCY, CORPUS_SUMMARY)
+    t.name: t for t in (R2_PREFIXES, RAW_AUDIO, TRANSCRIPTS, TOKENS, PREFIX_SUMMARY, TOKEN_FREQUENCY, CORPUS_SUMMARY)
 }
 """Every table by name."""

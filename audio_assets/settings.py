@@ -23,10 +23,14 @@ class Settings(BaseSettings):
 
     r2_bucket: str | None = Field(None, description="name of the bucket")
     r2_account_id: str | None = Field(None, description="Cloudflare account id; the endpoint follows from it")
-    r2_endpoint_url: str | None = Field(None, description="full endpoint, instead of the account id: EU jurisdiction, or any S3 server")
+    r2_endpoint_url: str | None = Field(
+        None, description="full endpoint, instead of the account id: EU jurisdiction, or any S3 server"
+    )
     r2_access_key_id: str | None = Field(None, description="access key of an R2 API token")
     r2_secret_access_key: SecretStr | None = Field(None, description="secret of that token")
-    openai_api_key: SecretStr | None = Field(None, description="key for OpenAI's API; makes `openai` the default engine")
+    openai_api_key: SecretStr | None = Field(
+        None, description="key for OpenAI's API; makes `openai` the default engine"
+    )
     openai_base_url: str | None = Field(None, description="another OpenAI-compatible endpoint")
     whisper_engine: Literal["local", "openai"] | None = Field(
         None, description="`local` or `openai`; by default `openai` when a key is set, else `local`"
@@ -53,6 +57,11 @@ class Home:
     def cache(self) -> Path:
         """Transcription results by content."""
         return self.root / "cache"
+
+    @property
+    def bucket(self) -> Path:
+        """The name of the bucket whose corpus this is."""
+        return self.root / "bucket"
 
     @property
     def tables(self) -> Path:
@@ -103,11 +112,15 @@ def load() -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]).upper()
-        raise SettingsError(f"{name}: {first['msg']} (got {first['input']!r}); correct it in the environment or .env") from None
+        raise SettingsError(
+            f"{name}: {first['msg']} (got {first['input']!r}); correct it in the environment or .env"
+        ) from None
 
 
 def require(value: object | None, variable: str, purpose: str) -> str:
     """``value`` as text, or a `SettingsError` that names the missing ``variable`` and what it is for."""
     if value is None or value == "":
-        raise SettingsError(f"{variable} is not set: {purpose}. Set it in the environment or in .env (see .env.example)")
+        raise SettingsError(
+            f"{variable} is not set: {purpose}. Set it in the environment or in .env (see .env.example)"
+        )
     return value.get_secret_value() if isinstance(value, SecretStr) else str(value)

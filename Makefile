@@ -1,0 +1,66 @@
+# Everything goes through .venv, which the first target that needs it makes.
+PYTHON ?= python3
+BIN := .venv/bin
+SPEECH ?= speech
+PORT ?= 3000
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test slow-test lint dev lock clean bench-storage bench-speech
+
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+demo: .venv/.demo ## the whole pipeline on recorded speech: no key, no cloud
+	@$(BIN)/audio-assets demo
+
+test: .venv/.dev ## the tests
+	$(BIN)/pytest
+
+slow-test: .venv/.dev ## the tests that take minutes
+	$(BIN)/pytest -m slow
+
+lint: .venv/.dev ## formatting, lint, types, Dockerfile
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
+
+dev: .venv/.demo ## Dagster's UI on http://127.0.0.1:3000
+	DAGSTER_HOME="$$($(BIN)/python -m audio_assets.dagster_home)" DAGSTER_DISABLE_TELEMETRY=1 \
+		$(BIN)/dagster dev -h 127.0.0.1 -p $(PORT) -w workspace.yaml
+
+bench-storage: .venv/.dev ## storage against the stock DuckDB IO manager
+	$(BIN)/python -m benchmarks.storage
+
+bench-speech: .venv/.dev ## local Whisper against its peers; SPEECH=DIR holds manifest.tsv
+	$(BIN)/python -m benchmarks.speech $(SPEECH)
+
+lock: ## refresh the hash-locked requirements (needs uv)
+	uv pip compile -q --universal --no-strip-extras --python-version 3.10 --generate-hashes --no-header \
+		--extra dev -o requirements-dev.txt pyproject.toml
+	uv pip compile -q --universal --no-strip-extras --python-version 3.10 --generate-hashes --no-header \
+		-c requirements-dev.txt --extra demo -o requirements-demo.txt pyproject.toml
+	uv pip compile -q --universal --no-strip-extras --python-version 3.10 --generate-hashes --no-header \
+		-c requirements-dev.txt -o requirements.txt pyproject.toml
+
+clean: ## remove .venv; data/ stays
+	rm -rf .venv build *.egg-info
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "error: $(PYTHON) is older than Python 3.10; name a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -m venv .venv || \
+		{ echo "error: $(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+
+.venv/.demo: .venv/bin/python requirements-demo.txt pyproject.toml
+	@echo "Installing into .venv (about two minutes) …"
+	@test -f .venv/.dev || $(PIP_INSTALL) --require-hashes -r requirements-demo.txt
+	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/.dev: .venv/bin/python requirements-dev.txt pyproject.toml
+	@echo "Installing into .venv (about two minutes) …"
+	@$(PIP_INSTALL) --require-hashes -r requirements-dev.txt
+	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@ .venv/.demo

@@ -1,0 +1,5 @@
+"""``python -m audio_assets``: the command line."""
+
+from audio_assets.cli import main
+
+main()

@@ -1,0 +1,135 @@
+"""`corpus_summary`, `corpus_report`, `corpus_export`: all prefixes together."""
+
+import os
+from pathlib import Path
+from urllib.parse import quote
+
+import dagster as dg
+import pyarrow as pa
+from pydantic import Field
+
+from audio_assets import schemas
+from audio_assets.assets.common import OWNERS, WAREHOUSE, preview, readable_errors, table_metadata
+from audio_assets.assets.summaries import prefix_summary, token_frequency
+from audio_assets.assets.tokens import tokens
+from audio_assets.assets.transcripts import transcripts
+from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
+from audio_assets.resources.home import HomeResource
+from audio_assets.speech import judge
+from audio_assets.storage.exports import FORMATS, export_corpus
+from audio_assets.summary import plots, statistics
+from audio_assets.summary.preview import png_markdown
+from audio_assets.summary.report import render_report
+
+# Refreshes when a prefix changed and no other prefix is on its way: one refresh for a burst of runs.
+WHEN_PREFIXES_CHANGED = (
+    dg.AutomationCondition.any_deps_updated().since_last_handled().with_label("a prefix was updated")
+    & ~dg.AutomationCondition.any_deps_in_progress()
+    & ~dg.AutomationCondition.in_progress()
+)
+
+
+@dg.asset(
+    deps=[prefix_summary, token_frequency],
+    group_name="corpus",
+    owners=OWNERS,
+    kinds={"duckdb", "matplotlib"},
+    metadata=table_metadata(schemas.CORPUS_SUMMARY),
+    io_manager_key=WAREHOUSE,
+    automation_condition=WHEN_PREFIXES_CHANGED,
+    description=schemas.CORPUS_SUMMARY.description,
+)
+def corpus_summary(
+    context: dg.AssetExecutionContext, warehouse: dg.ResourceParam[PartitionedDuckDBIOManager]
+) -> dg.MaterializeResult[pa.Table]:
+    """Aggregate all prefixes in SQL."""
+    with readable_errors(), warehouse.warehouse().connect() as connection:
+        table = statistics.summarize_corpus(connection)
+        frequent = statistics.corpus_top_words(connection)
+        pictures = {
+            "top_words": png_markdown(plots.top_tokens(frequent), "Most frequent words"),
+            "word_cloud": png_markdown(plots.word_cloud(dict(frequent)), "Word cloud"),
+        }
+    row = table.to_pylist()[0]
+    return dg.MaterializeResult(
+        value=table,
+        metadata={
+            **{name: value for name, value in row.items() if value is not None},
+            **{name: dg.MetadataValue.md(picture) for name, picture in pictures.items()},
+            "preview": preview(table, ["prefixes", "files", "files_ok", "hours", "words", "vocabulary"]),
+        },
+    )
+
+
+@dg.asset(
+    deps=[corpus_summary, transcripts, tokens],
+    group_name="corpus",
+    owners=OWNERS,
+    kinds={"duckdb", "html"},
+    automation_condition=WHEN_PREFIXES_CHANGED,
+    description="The report: one HTML file that opens from disk and asks the network for nothing.",
+)
+def corpus_report(
+    context: dg.AssetExecutionContext,
+    home: HomeResource,
+    warehouse: dg.ResourceParam[PartitionedDuckDBIOManager],
+) -> dg.MaterializeResult[None]:
+    """Write the report."""
+    with readable_errors(), warehouse.warehouse().connect() as connection:
+        mirror, output = home.mirror(), home.paths().report
+
+        def audio_link(key: str) -> str | None:
+            path = mirror.path_for(key)
+            return quote(Path(os.path.relpath(path, output.parent)).as_posix()) if path.is_file() else None
+
+        render_report(connection, output, audio_link=audio_link, flag_meanings=judge.FLAGS)
+    return dg.MaterializeResult(
+        metadata={
+            "report": dg.MetadataValue.path(str(output)),
+            "open": dg.MetadataValue.url(output.as_uri()),
+            "size_kb": round(output.stat().st_size / 1e3, 1),
+        }
+    )
+
+
+class CorpusExportConfig(dg.Config):
+    """What to export."""
+
+    formats: list[str] = Field(
+        default=["json"], description=f"Formats to write, each to one file: {', '.join(FORMATS)}."
+    )
+    all_columns: bool = Field(default=False, description="Export every column instead of id, transcription and tokens.")
+    include_partial: bool = Field(default=False, description="Export transcripts that are known to be incomplete too.")
+
+
+@dg.asset(
+    deps=[transcripts, tokens],
+    group_name="corpus",
+    owners=OWNERS,
+    kinds={"json", "parquet", "sqlite", "duckdb"},
+    automation_condition=WHEN_PREFIXES_CHANGED,
+    description="The corpus as files for other programs: JSON Lines, Parquet, SQLite, DuckDB.",
+)
+def corpus_export(
+    context: dg.AssetExecutionContext,
+    config: CorpusExportConfig,
+    home: HomeResource,
+    warehouse: dg.ResourceParam[PartitionedDuckDBIOManager],
+) -> dg.MaterializeResult[None]:
+    """Write the exports, each aside and then put in place."""
+    with readable_errors():
+        files = export_corpus(
+            warehouse.store(),
+            home.paths().exports,
+            list(dict.fromkeys(config.formats)),
+            all_columns=config.all_columns,
+            include_partial=config.include_partial,
+        )
+    return dg.MaterializeResult(
+        metadata={
+            "directory": dg.MetadataValue.path(str(home.paths().exports)),
+            "dagster/row_count": files[0].row_count if files else 0,
+            **{f"{f.format}_kb": round(f.size_bytes / 1e3, 1) for f in files},
+            **{f"{f.format}_sha256": f.sha256 for f in files},
+        }
+    )

@@ -1,0 +1,111 @@
+"""`raw_audio`: the prefix's objects, downloaded, verified and probed."""
+
+import dagster as dg
+import pyarrow as pa
+from pydantic import Field
+
+from audio_assets import schemas
+from audio_assets.assets.common import (
+    OWNERS,
+    WAREHOUSE,
+    merge,
+    preview,
+    readable_errors,
+    status_metadata,
+    table_metadata,
+)
+from audio_assets.assets.r2_prefixes import r2_prefixes
+from audio_assets.checks import RAW_AUDIO_CHECKS, check_raw_audio
+from audio_assets.ingest.intake import IntakeOptions, IntakeProgress, ingest_mirror, ingest_prefix
+from audio_assets.partitions import prefix_for, prefix_partitions
+from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
+from audio_assets.resources.home import HomeResource
+from audio_assets.resources.progress import Progress
+from audio_assets.resources.r2 import R2Resource
+
+
+class RawAudioConfig(dg.Config):
+    """How to take in the objects of a prefix."""
+
+    batch_size: int = Field(default=10, ge=1, description="Objects that are taken in at a time.")
+    max_workers: int = Field(default=8, ge=1, description="Downloads at once.")
+    limit: int | None = Field(
+        default=None,
+        ge=0,
+        description="Take in only the first so many objects in key order. Rows of other objects stay as they are.",
+    )
+    key_prefixes: list[str] = Field(
+        default=[],
+        description="Take in only objects whose key starts with one of these. Rows of other objects stay as they are.",
+    )
+    skip_ingestion: bool = Field(
+        default=False, description="Take the audio that lies in the mirror folder; R2 is not asked."
+    )
+
+
+@dg.asset(
+    partitions_def=prefix_partitions,
+    deps=[r2_prefixes],
+    group_name="ingest",
+    owners=OWNERS,
+    kinds={"r2", "duckdb", "parquet"},
+    metadata=table_metadata(schemas.RAW_AUDIO),
+    io_manager_key=WAREHOUSE,
+    check_specs=RAW_AUDIO_CHECKS,
+    description=schemas.RAW_AUDIO.description + " The bytes lie in the mirror folder, as a copy of the bucket's tree.",
+)
+def raw_audio(
+    context: dg.AssetExecutionContext,
+    config: RawAudioConfig,
+    r2: R2Resource,
+    home: HomeResource,
+    warehouse: dg.ResourceParam[PartitionedDuckDBIOManager],
+    progress: dg.ResourceParam[Progress],
+) -> dg.MaterializeResult[pa.Table]:
+    """Bring the mirror up to date with the prefix and describe each object in a row."""
+    with readable_errors():
+        prefix = prefix_for(context.partition_key)
+        previous = warehouse.store().read(schemas.RAW_AUDIO, [context.partition_key])
+        options = IntakeOptions(
+            batch_size=config.batch_size,
+            max_workers=config.max_workers,
+            limit=config.limit,
+            key_prefixes=tuple(config.key_prefixes),
+        )
+        with progress.task(f"raw_audio {context.partition_key}", "files", context.log.info) as task:
+
+            def on_progress(p: IntakeProgress) -> None:
+                task.update(p.done, p.total, f"{p.bytes_downloaded / 1e6:.1f} MB downloaded")
+
+            if config.skip_ingestion:
+                intake = ingest_mirror(home.mirror(), prefix, home.depth(), previous, options, on_progress)
+            else:
+                r2.check()
+                home.claim(r2.bucket_name())
+                intake = ingest_prefix(
+                    r2.get_client(),
+                    r2.bucket_name(),
+                    prefix,
+                    home.depth(),
+                    home.mirror(),
+                    previous,
+                    options,
+                    on_progress,
+                )
+    table = intake.table
+    return dg.MaterializeResult(
+        value=table,
+        check_results=check_raw_audio(table, previous),
+        metadata=merge(
+            {
+                "listed": intake.listed,
+                "selected": intake.selected,
+                "downloaded": intake.downloaded,
+                "unchanged": intake.skipped,
+                "downloaded_mb": round(intake.bytes_downloaded / 1e6, 3),
+                "audio_minutes": round(sum(table.column("duration_s").drop_null().to_pylist()) / 60, 2),
+                "preview": preview(table, ["id", "codec", "duration_s", "status", "error"]),
+            },
+            status_metadata(table),
+        ),
+    )

@@ -1,0 +1,77 @@
+"""`prefix_summary` and `token_frequency`: a prefix in figures."""
+
+import dagster as dg
+import pyarrow as pa
+
+from audio_assets import schemas
+from audio_assets.assets.common import OWNERS, WAREHOUSE, preview, readable_errors, table_metadata
+from audio_assets.partitions import prefix_for, prefix_partitions
+from audio_assets.summary import plots, statistics
+from audio_assets.summary.preview import png_markdown
+
+_RAW_COLUMNS = {"columns": ["id", "prefix", "status", "duration_s"]}
+
+
+@dg.asset(
+    partitions_def=prefix_partitions,
+    ins={"raw_audio": dg.AssetIn(metadata=_RAW_COLUMNS)},
+    group_name="summary",
+    owners=OWNERS,
+    kinds={"duckdb", "matplotlib"},
+    metadata=table_metadata(schemas.PREFIX_SUMMARY),
+    io_manager_key=WAREHOUSE,
+    description=schemas.PREFIX_SUMMARY.description,
+)
+def prefix_summary(
+    context: dg.AssetExecutionContext, raw_audio: pa.Table, transcripts: pa.Table, tokens: pa.Table
+) -> dg.MaterializeResult[pa.Table]:
+    """Compute the prefix's figures and draw its distributions."""
+    with readable_errors():
+        table = statistics.summarize_prefix(prefix_for(context.partition_key), raw_audio, transcripts, tokens)
+        row = table.to_pylist()[0]
+        pictures = {
+            "durations": png_markdown(
+                plots.duration_histogram(transcripts.column("duration_s").drop_null().to_pylist()),
+                "Length of the recordings",
+            ),
+            "words": png_markdown(
+                plots.words_histogram([len(t) for t in tokens.column("tokens").to_pylist() if t]),
+                "Words per transcript",
+            ),
+        }
+    return dg.MaterializeResult(
+        value=table,
+        metadata={
+            **{name: value for name, value in row.items() if name != "prefix" and value is not None},
+            **{name: dg.MetadataValue.md(picture) for name, picture in pictures.items()},
+            "preview": preview(table, ["prefix", "files", "files_ok", "hours", "words", "vocabulary"]),
+        },
+    )
+
+
+@dg.asset(
+    partitions_def=prefix_partitions,
+    group_name="summary",
+    owners=OWNERS,
+    kinds={"duckdb", "matplotlib"},
+    metadata=table_metadata(schemas.TOKEN_FREQUENCY),
+    io_manager_key=WAREHOUSE,
+    description=schemas.TOKEN_FREQUENCY.description,
+)
+def token_frequency(context: dg.AssetExecutionContext, tokens: pa.Table) -> dg.MaterializeResult[pa.Table]:
+    """Count the prefix's words and draw the most frequent."""
+    with readable_errors():
+        table = statistics.count_tokens(prefix_for(context.partition_key), tokens)
+        frequent = statistics.top_words(table)
+        pictures = {
+            "top_words": png_markdown(plots.top_tokens(frequent), "Most frequent words"),
+            "word_cloud": png_markdown(plots.word_cloud(dict(frequent)), "Word cloud"),
+        }
+    return dg.MaterializeResult(
+        value=table,
+        metadata={
+            "vocabulary": table.num_rows,
+            **{name: dg.MetadataValue.md(picture) for name, picture in pictures.items()},
+            "preview": preview(table, ["token", "count", "document_count"]),
+        },
+    )

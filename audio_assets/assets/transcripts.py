@@ -1,0 +1,142 @@
+"""`transcripts`: what Whisper heard in each recording of the prefix."""
+
+import time
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+from pydantic import Field
+
+from audio_assets import schemas
+from audio_assets.assets.common import (
+    OWNERS,
+    WAREHOUSE,
+    merge,
+    preview,
+    readable_errors,
+    status_metadata,
+    table_metadata,
+)
+from audio_assets.checks import TRANSCRIPTS_CHECKS, check_transcripts
+from audio_assets.partitions import prefix_for, prefix_partitions
+from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
+from audio_assets.resources.home import HomeResource
+from audio_assets.resources.progress import Progress
+from audio_assets.resources.whisper import WhisperResource
+from audio_assets.speech.transcribe import AudioFile, FileTranscript, TranscribeOptions, transcribe_files
+
+
+class TranscriptsConfig(dg.Config):
+    """How to transcribe the recordings of a prefix."""
+
+    batch_size: int = Field(default=10, ge=1, description="Recordings that are handed to the engine at a time.")
+    max_workers: int | None = Field(
+        default=None, ge=1, description="Transcriptions at once; by default what suits the engine and the machine."
+    )
+    no_cache: bool = Field(
+        default=False, description="Transcribe anew what is in the cache. The new results are stored all the same."
+    )
+    limit: int | None = Field(
+        default=None, ge=0, description="With no_cache: transcribe anew only the first so many recordings in key order."
+    )
+    key_prefixes: list[str] = Field(
+        default=[], description="With no_cache: transcribe anew only recordings whose key starts with one of these."
+    )
+
+
+@dg.asset(
+    partitions_def=prefix_partitions,
+    ins={"raw_audio": dg.AssetIn(metadata={"columns": ["id", "sha256", "duration_s", "status", "error"]})},
+    group_name="speech",
+    owners=OWNERS,
+    kinds={"openai", "duckdb", "parquet"},
+    metadata=table_metadata(schemas.TRANSCRIPTS),
+    io_manager_key=WAREHOUSE,
+    check_specs=TRANSCRIPTS_CHECKS,
+    description=schemas.TRANSCRIPTS.description
+    + " Results are kept by content: the same bytes, model and options are never transcribed twice.",
+)
+def transcripts(
+    context: dg.AssetExecutionContext,
+    config: TranscriptsConfig,
+    raw_audio: pa.Table,
+    whisper: WhisperResource,
+    home: HomeResource,
+    warehouse: dg.ResourceParam[PartitionedDuckDBIOManager],
+    progress: dg.ResourceParam[Progress],
+) -> dg.MaterializeResult[pa.Table]:
+    """Transcribe what the cache does not hold, and give each object of `raw_audio` its row."""
+    started = time.monotonic()
+    prefix = prefix_for(context.partition_key)
+    with readable_errors():
+        rows = raw_audio.to_pylist()
+        previous = warehouse.store().read(schemas.TRANSCRIPTS, [context.partition_key])
+        mirror = home.mirror()
+        files = [AudioFile(r["id"], mirror.path_for(r["id"]), r["sha256"]) for r in rows if r["status"] == "ok"]
+        done: dict[str, dict[str, Any]] = {}
+        if files:
+            durations = {r["id"]: r["duration_s"] or 0.0 for r in rows}
+            total_min = sum(durations[f.id] for f in files) / 60
+            finished_min = fresh_min = 0.0
+            options = TranscribeOptions(
+                batch_size=config.batch_size,
+                max_workers=config.max_workers,
+                fresh_ids=_fresh_ids(files, config),
+            )
+            with progress.task(f"transcripts {context.partition_key}", "min", context.log.info) as task:
+
+                def on_result(result: FileTranscript) -> None:
+                    nonlocal finished_min, fresh_min
+                    finished_min += durations[result.id] / 60
+                    fresh_min += 0.0 if result.cached else durations[result.id] / 60
+                    speed = fresh_min * 60 / max(time.monotonic() - started, 1e-3)
+                    note = f"{len(done) + 1}/{len(files)} files"
+                    task.update(finished_min, total_min, f"{note} · {speed:.1f}x realtime" if fresh_min else note)
+
+                for result in transcribe_files(files, whisper.create_engine(), home.cache(), options, on_result):
+                    done[result.id] = result.row(prefix)
+        kept = {r["id"]: r for r in previous.to_pylist()} if any(r["status"] == "gone" for r in rows) else {}
+        table = schemas.TRANSCRIPTS.from_rows([done.get(r["id"]) or _without_result(r, prefix, kept) for r in rows])
+    new = [r for r in done.values() if not r["cached"]]
+    return dg.MaterializeResult(
+        value=table,
+        check_results=check_transcripts(table, raw_audio, previous),
+        metadata=merge(
+            {
+                "transcribed": len(new),
+                "cached": len(done) - len(new),
+                "audio_minutes": round(sum(r["duration_s"] or 0.0 for r in done.values()) / 60, 2),
+                "speech_minutes": round(sum(r["speech_s"] or 0.0 for r in done.values()) / 60, 2),
+                "cost_usd": round(sum(r["cost_usd"] or 0.0 for r in new), 6),
+                "elapsed_s": round(time.monotonic() - started, 3),
+                "preview": preview(table, ["id", "transcription", "language", "cached", "status", "error"]),
+            },
+            status_metadata(table),
+        ),
+    )
+
+
+def _fresh_ids(files: list[AudioFile], config: TranscriptsConfig) -> frozenset[str]:
+    """The recordings for which the cache is not to be trusted."""
+    if not config.no_cache:
+        return frozenset()
+    wanted = tuple(config.key_prefixes)
+    chosen = sorted(f.id for f in files if not wanted or f.id.startswith(wanted))
+    return frozenset(chosen[: config.limit])
+
+
+def _without_result(raw: dict[str, Any], prefix: str, kept: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The row of an object that has nothing to transcribe: it carries the status of `raw_audio`."""
+    if raw["status"] == "gone" and raw["id"] in kept:
+        return {**kept[raw["id"]], "status": "gone", "error": raw["error"], "cached": True}
+    return {
+        "id": raw["id"],
+        "prefix": prefix,
+        "sha256": raw["sha256"],
+        "duration_s": raw["duration_s"],
+        "segments": [],
+        "flags": [],
+        "cached": False,
+        "status": raw["status"],
+        "error": raw["error"],
+    }

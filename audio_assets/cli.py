@@ -1,0 +1,228 @@
+"""The command line. Data goes to stdout, progress and messages to stderr.
+
+Exit codes: 0 all fine, 1 an unexpected failure, 2 usage, 3 finished with failed files, 4 configuration or credentials,
+5 busy (another run holds the partition), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from audio_assets.errors import AudioAssetsError
+
+EXIT_FILES_FAILED = 3
+EXIT_INTERRUPTED = 130
+FORMATS = ["json", "parquet", "sqlite", "duckdb"]
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+_formats = click.option(
+    "--output-format",
+    "output_formats",
+    type=click.Choice(FORMATS),
+    multiple=True,
+    default=["json"],
+    show_default=True,
+    help="Format of the export; give it more than once for more than one.",
+)
+_all_columns = click.option(
+    "--all-columns", is_flag=True, help="Export every column instead of id, transcription and tokens."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="audio-assets", prog_name="audio-assets")
+def cli() -> None:
+    """Turn a bucket of speech recordings into transcripts, tokens, statistics and exports.
+
+    Settings come from the environment and from .env; see .env.example. Shell completion:
+    eval "$(_AUDIO_ASSETS_COMPLETE=bash_source audio-assets)", or zsh_source, or fish_source.
+    """
+
+
+@cli.command()
+@click.option(
+    "--prefix",
+    "prefixes",
+    multiple=True,
+    metavar="P",
+    help="Only keys that start with P, as in S3; give it more than once for more than one. Default: the whole bucket.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Files that are downloaded and transcribed at a time.",
+)
+@click.option(
+    "--max-workers",
+    type=click.IntRange(min=1),
+    help="Downloads and transcriptions at once. Default: what suits the engine and the machine.",
+)
+@_formats
+@click.option("--no-cache", is_flag=True, help="Transcribe again what is in the cache; new results are still stored.")
+@click.option("--limit", type=click.IntRange(min=0), metavar="N", help="Take in only the first N files, in key order.")
+@click.option("--skip-summary", is_flag=True, help="Leave out the summary tables, the plots and the report.")
+@click.option(
+    "--skip-ingestion", is_flag=True, help="Take the audio that lies in AUDIO_ASSETS_HOME/audio; R2 is not asked."
+)
+@_all_columns
+@click.option("--verbose", is_flag=True, help="Show Dagster's log too.")
+@click.option("--quiet", is_flag=True, help="Show nothing but errors.")
+@_json
+def run(
+    prefixes: tuple[str, ...],
+    batch_size: int,
+    max_workers: int | None,
+    output_formats: tuple[str, ...],
+    no_cache: bool,
+    limit: int | None,
+    skip_summary: bool,
+    skip_ingestion: bool,
+    all_columns: bool,
+    verbose: bool,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """Bring transcripts, tokens, summary, report and exports up to date with the bucket.
+
+    Safe to interrupt and to repeat: nothing that was transcribed is transcribed, or paid for, again.
+    """
+    from audio_assets import terminal
+    from audio_assets.runner import RunOptions, run_pipeline
+
+    console = terminal.stderr_console(quiet)
+    options = RunOptions(
+        prefixes=prefixes,
+        batch_size=batch_size,
+        max_workers=max_workers,
+        output_formats=output_formats,
+        all_columns=all_columns,
+        use_cache=not no_cache,
+        limit=limit,
+        skip_summary=skip_summary,
+        skip_ingestion=skip_ingestion,
+        verbose=verbose,
+    )
+    report = run_pipeline(
+        options,
+        terminal.TerminalProgress(console),
+        lambda line: console.print(terminal.printable(line), markup=False),
+    )
+    if as_json:
+        click.echo(json.dumps(report.as_dict(), ensure_ascii=False))
+    elif not quiet:
+        click.echo("\n".join(terminal.closing_lines(report)))
+    return EXIT_FILES_FAILED if report.unfinished else 0
+
+
+@cli.command()
+@click.option("--keep-server", is_flag=True, hidden=True, help="For tests: wait with the server running.")
+def demo(keep_server: bool) -> int:
+    """Run the whole pipeline on recorded speech, against a local S3 server: no key, no cloud."""
+    from audio_assets.demo import run_demo
+
+    return run_demo(click.echo, hold=keep_server)
+
+
+@cli.command()
+@click.option("--prefix", "prefixes", multiple=True, metavar="P", help="Only keys that start with P.")
+@_json
+def plan(prefixes: tuple[str, ...], as_json: bool) -> int:
+    """Show what a run would do: files, minutes, cached, duplicates, estimated cost. Spends nothing."""
+    from audio_assets.plan import make_plan
+
+    made = make_plan(prefixes)
+    click.echo(json.dumps(made.as_dict()) if as_json else "\n".join(made.lines()))
+    return 0
+
+
+@cli.command()
+@_formats
+@_all_columns
+@click.option("--include-partial", is_flag=True, help="Export transcripts that are known to be incomplete too.")
+@_json
+def export(output_formats: tuple[str, ...], all_columns: bool, include_partial: bool, as_json: bool) -> int:
+    """Write exports from what is stored; nothing is downloaded or transcribed."""
+    from audio_assets import settings
+    from audio_assets.storage.exports import export_corpus
+    from audio_assets.storage.partition_files import PartitionStore
+
+    home = settings.home()
+    files = export_corpus(
+        PartitionStore(home.tables),
+        home.exports,
+        list(dict.fromkeys(output_formats)),
+        all_columns=all_columns,
+        include_partial=include_partial,
+    )
+    if as_json:
+        entries = [
+            {"format": f.format, "path": str(f.path), "row_count": f.row_count, "sha256": f.sha256} for f in files
+        ]
+        click.echo(json.dumps({"exports": entries}))
+    else:
+        for file in files:
+            click.echo(f"{file.path}  {file.row_count} rows, {file.size_bytes / 1e3:.1f} kB")
+    return 0
+
+
+@cli.command()
+@_json
+def doctor(as_json: bool) -> int:
+    """Check settings, reachability, engine, disk and leftovers, and say how to mend what is wrong."""
+    from audio_assets.doctor import diagnose
+
+    findings = diagnose()
+    if as_json:
+        click.echo(json.dumps({"findings": [f.as_dict() for f in findings]}))
+    else:
+        for finding in findings:
+            click.echo(finding.line())
+    return 4 if any(f.state == "wrong" for f in findings) else 0
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of ``audio-assets``: runs a command and exits with its code; no traceback for a user's mistake."""
+    sys.exit(_guarded(lambda: cli.main(args=arguments, prog_name="audio-assets", standalone_mode=False)))
+
+
+def _guarded(command: Callable[[], Any]) -> int:
+    from audio_assets.terminal import say_error
+
+    # SIGTERM unwinds like Ctrl-C, so that servers and locks are given back.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = command()
+        return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except AudioAssetsError as error:
+        say_error(str(error))
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        say_error("interrupted; what was transcribed is kept, run the same command again to go on")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`); stay silent at exit too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if type(error).__name__ == "DagsterExecutionInterruptedError":
+            say_error("interrupted; what was transcribed is kept, run the same command again to go on")
+            return EXIT_INTERRUPTED
+        raise
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,66 @@
+"""Where Dagster keeps its runs and partitions when ``DAGSTER_HOME`` is not set: in the home, so that they last."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from audio_assets.errors import SettingsError
+from audio_assets.settings import Home
+
+DAGSTER_YAML = """\
+# Dagster's own state for one machine: SQLite files next to this one. `make dev` and `audio-assets` copy it to
+# DAGSTER_HOME when there is none yet.
+telemetry:
+  enabled: false
+
+# Each run loads a Whisper model and uses every core it is given: queue the rest.
+concurrency:
+  runs:
+    max_concurrent_runs: 2
+
+# A run whose process was killed is marked as failed instead of staying "started" for ever.
+run_monitoring:
+  enabled: true
+"""
+"""The text of the project's ``dagster.yaml``, for installations that have no checkout beside them."""
+
+
+def ensure_dagster_home(home: Home) -> Path:
+    """Make sure that ``DAGSTER_HOME`` names a directory that lasts, and return it.
+
+    Raises:
+        SettingsError: the directory cannot be made or written.
+    """
+    configured = os.environ.get("DAGSTER_HOME")
+    directory = Path(configured).expanduser() if configured else home.dagster
+    if not directory.is_absolute():
+        raise SettingsError(f"DAGSTER_HOME={configured!r} is not an absolute path; Dagster needs one")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        config = directory / "dagster.yaml"
+        if not config.exists():
+            config.write_text(DAGSTER_YAML, encoding="utf-8")
+    except OSError as error:
+        name = "DAGSTER_HOME" if configured else "AUDIO_ASSETS_HOME"
+        raise SettingsError(
+            f"{directory} cannot be written ({error.strerror}); set {name} to a directory of yours"
+        ) from None
+    os.environ["DAGSTER_HOME"] = str(directory)
+    return directory
+
+
+def package_version() -> str:
+    """The installed version of this package."""
+    try:
+        return version("audio-assets")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+if __name__ == "__main__":
+    # `make dev` asks where Dagster's state is, so that it and the command line share it.
+    from audio_assets.settings import home
+
+    print(ensure_dagster_home(home()))  # noqa: T201

@@ -1,0 +1,63 @@
+"""Assembly: which assets, checks, jobs, schedules and sensors there are, and which resources they use.
+
+Loading it needs no environment and no network; a setting that is missing is reported by the run that needs it.
+"""
+
+from typing import Any
+
+import dagster as dg
+
+from audio_assets.assets.corpus import corpus_export, corpus_report, corpus_summary
+from audio_assets.assets.r2_prefixes import r2_prefixes
+from audio_assets.assets.raw_audio import raw_audio
+from audio_assets.assets.summaries import prefix_summary, token_frequency
+from audio_assets.assets.tokens import tokens
+from audio_assets.assets.transcripts import transcripts
+from audio_assets.automation import (
+    corpus_job,
+    corpus_schedule,
+    discover_job,
+    new_r2_objects_sensor,
+    nightly_schedule,
+    prefix_job,
+)
+from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
+from audio_assets.resources.home import HomeResource
+from audio_assets.resources.progress import LogProgress
+from audio_assets.resources.r2 import R2Resource
+from audio_assets.resources.whisper import WhisperResource
+
+ASSETS = [
+    r2_prefixes,
+    raw_audio,
+    transcripts,
+    tokens,
+    prefix_summary,
+    token_frequency,
+    corpus_summary,
+    corpus_report,
+    corpus_export,
+]
+
+
+def build_definitions(**resources: Any) -> dg.Definitions:
+    """The definitions, with some resources replaced: ``build_definitions(whisper=WhisperResource(engine="local"))``."""
+    return dg.Definitions(
+        assets=ASSETS,
+        jobs=[discover_job, prefix_job, corpus_job],
+        schedules=[nightly_schedule, corpus_schedule],
+        sensors=[new_r2_objects_sensor],
+        resources={
+            "r2": R2Resource(),
+            "whisper": WhisperResource(),
+            "home": HomeResource(),
+            "warehouse": PartitionedDuckDBIOManager(),
+            "progress": LogProgress(),
+            **resources,
+        },
+        # A process for each step costs more than most steps here; partitions run in parallel as runs.
+        executor=dg.in_process_executor,
+    )
+
+
+defs = build_definitions()

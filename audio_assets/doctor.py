@@ -1,0 +1,133 @@
+"""Checks what a run depends on, and says how to mend what is wrong. Changes nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from audio_assets import settings
+from audio_assets.errors import AudioAssetsError
+
+LOW_DISK_BYTES = 2_000_000_000
+STALE_AFTER_S = 86_400.0
+"""A temporary file that nobody has touched for a day belongs to a run that was killed."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: ``state`` is ``ok``, ``note`` (nothing stops a run) or ``wrong``; ``fix`` says what to do."""
+
+    subject: str
+    state: str
+    text: str
+    fix: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        """The finding as one JSON-ready object."""
+        return asdict(self)
+
+    def line(self) -> str:
+        """The finding as one line."""
+        mark = {"ok": "ok   ", "note": "note ", "wrong": "WRONG"}[self.state]
+        return f"{mark}  {self.subject:<10} {self.text}" + (f". {self.fix}" if self.fix else "")
+
+
+def diagnose() -> list[Finding]:
+    """Check settings, bucket, engine, disk, Dagster's state and leftovers."""
+    try:
+        home = settings.home()
+    except AudioAssetsError as error:
+        return [Finding("settings", "wrong", str(error))]
+    findings = [
+        _guarded("bucket", _bucket),
+        _guarded("engine", _engine),
+        _guarded("home", lambda: _home(home)),
+        _guarded("dagster", lambda: _dagster(home)),
+    ]
+    findings += list(_leftovers(home))
+    return findings
+
+
+def _guarded(subject: str, check: Callable[[], Finding]) -> Finding:
+    try:
+        return check()
+    except AudioAssetsError as error:
+        return Finding(subject, "wrong", str(error))
+
+
+def _bucket() -> Finding:
+    from audio_assets.resources.r2 import R2Resource
+
+    found = settings.load()
+    if not any([found.r2_bucket, found.r2_account_id, found.r2_endpoint_url]):
+        return Finding("bucket", "note", "no R2 settings", "Only `audio-assets run --skip-ingestion` and `demo` work")
+    r2 = R2Resource()
+    r2.check()
+    return Finding("bucket", "ok", f"{r2.bucket_name()} at {r2.endpoint()} can be listed")
+
+
+def _engine() -> Finding:
+    from audio_assets.resources.whisper import WhisperResource
+
+    engine = WhisperResource().create_engine()
+    return Finding("engine", "ok", f"{engine.name}, model {engine.model}")
+
+
+def _home(home: settings.Home) -> Finding:
+    there = next(p for p in [home.root, *home.root.parents] if p.exists())
+    if not os.access(there, os.W_OK):
+        return Finding("home", "wrong", f"{there} cannot be written", "Set AUDIO_ASSETS_HOME to a directory of yours")
+    free = shutil.disk_usage(there).free
+    if free < LOW_DISK_BYTES:
+        return Finding(
+            "home", "note", f"{home.root}: only {free / 1e9:.1f} GB free", "Free some, or move AUDIO_ASSETS_HOME"
+        )
+    return Finding("home", "ok", f"{home.root}, {free / 1e9:.0f} GB free")
+
+
+def _dagster(home: settings.Home) -> Finding:
+    import dagster as dg
+
+    from audio_assets.dagster_home import ensure_dagster_home
+
+    directory = ensure_dagster_home(home)
+    started = dg.DagsterInstance.get().get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+    old = [r for r in started if time.time() - r.create_timestamp.timestamp() > STALE_AFTER_S]
+    if old:
+        return Finding(
+            "dagster",
+            "note",
+            f"{len(old)} runs are marked as started for over a day",
+            "Mark them as failed in the UI: Runs, select, Terminate",
+        )
+    return Finding("dagster", "ok", f"state in {directory}")
+
+
+def _leftovers(home: settings.Home) -> Iterator[Finding]:
+    def stale(path: Path) -> bool:
+        try:
+            return time.time() - path.stat().st_mtime > STALE_AFTER_S
+        except FileNotFoundError:
+            return False
+
+    found = [
+        path
+        for directory in (home.audio, home.tables, home.cache, home.exports)
+        if directory.is_dir()
+        for pattern in ("*.tmp", "*.part")
+        for path in directory.rglob(pattern)
+        if stale(path)
+    ]
+    if found:
+        yield Finding(
+            "leftovers",
+            "note",
+            f"{len(found)} temporary files of killed runs, such as {found[0]}",
+            "The next run removes them",
+        )
+    else:
+        yield Finding("leftovers", "ok", "none")

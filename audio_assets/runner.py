@@ -1,0 +1,294 @@
+"""Runs the pipeline for the command line: the same assets and the same Dagster instance as the UI, in one process."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from audio_assets import schemas, settings
+from audio_assets.dagster_home import ensure_dagster_home
+from audio_assets.errors import AudioAssetsError, BusyError
+from audio_assets.partitions import PARTITIONS_NAME, partition_key_for, prefix_for, prefix_of
+from audio_assets.resources.progress import LogProgress, Progress
+from audio_assets.storage.partition_files import PartitionStore
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+SUMMARY_ASSETS = ["prefix_summary", "token_frequency"]
+RETRIED_STATUSES = ("failed", "partial", "deferred")
+"""Statuses that the next run tries again; a run that leaves any of them did not finish its work."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run does; the fields are the flags of ``audio-assets run``."""
+
+    prefixes: tuple[str, ...] = ()
+    batch_size: int = 10
+    max_workers: int | None = None
+    output_formats: tuple[str, ...] = ("json",)
+    all_columns: bool = False
+    use_cache: bool = True
+    limit: int | None = None
+    skip_summary: bool = False
+    skip_ingestion: bool = False
+    verbose: bool = False
+
+
+@dataclass
+class RunReport:
+    """What a run did. ``counts`` has the rows of the touched partitions by status."""
+
+    partitions: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    cached: int = 0
+    transcribed: int = 0
+    audio_minutes: float = 0.0
+    cost_usd: float = 0.0
+    elapsed_s: float = 0.0
+    problems: list[dict[str, str]] = field(default_factory=list)
+    home: str = ""
+    warehouse: str = ""
+    exports: list[str] = field(default_factory=list)
+    report: str | None = None
+
+    @property
+    def unfinished(self) -> int:
+        """Files that the next run tries again."""
+        return sum(self.counts.get(status, 0) for status in RETRIED_STATUSES)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as one JSON-ready object."""
+        return {**asdict(self), "unfinished": self.unfinished}
+
+
+class NoSuchPrefixError(AudioAssetsError):
+    """No object of the bucket, and no row that is stored, lies under a prefix that was asked for."""
+
+    exit_code = 2
+
+
+class StepFailedError(AudioAssetsError):
+    """A step of a run failed with one of this package's errors; message and exit code are that error's."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def run_pipeline(
+    options: RunOptions,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> RunReport:
+    """Bring tables, report and exports up to date with the bucket (or with the mirror folder).
+
+    ``say`` takes a line at each stage. Safe to interrupt and to repeat: what was transcribed is in the cache.
+
+    Raises:
+        AudioAssetsError: the run could not go on; the message names what to do. Its ``exit_code`` says which kind.
+    """
+    started = time.monotonic()
+    pipeline = _Pipeline(options, progress or LogProgress())
+    store = PartitionStore(pipeline.home.tables)
+    report = RunReport(home=str(pipeline.home.root), warehouse=str(pipeline.home.warehouse))
+
+    pipeline.execute("discover_job", {"r2_prefixes": {"skip_ingestion": options.skip_ingestion}})
+    chosen = _choose_partitions(store, options.prefixes)
+    say(f"{len(chosen)} prefixes in {'the mirror' if options.skip_ingestion else 'the bucket'}")
+    left = options.limit
+    for number, (partition, key_prefixes) in enumerate(chosen, 1):
+        if left is not None and left <= 0:
+            break
+        say(f"[{number}/{len(chosen)}] {partition}")
+        with partition_lock(pipeline.home, partition):
+            result = pipeline.prefix(partition, key_prefixes, left)
+        report.partitions.append(partition)
+        if left is not None:
+            left -= int(result["raw_audio"]["selected"])
+        report.transcribed += int(result["transcripts"]["transcribed"])
+        report.cost_usd += float(result["transcripts"]["cost_usd"])
+    _count(report, store)
+
+    corpus = pipeline.corpus()
+    if not options.skip_summary:
+        report.report = str(pipeline.home.report)
+    directory = Path(corpus["corpus_export"]["directory"])
+    report.exports = sorted(str(p) for p in directory.iterdir() if p.stem == "corpus")
+    report.elapsed_s = round(time.monotonic() - started, 3)
+    return report
+
+
+@contextmanager
+def partition_lock(home: settings.Home, partition: str) -> Iterator[None]:
+    """Hold the partition for this process.
+
+    Raises:
+        BusyError: another run on this machine holds it.
+    """
+    import hashlib
+
+    # A partition key can be longer than a file name may be.
+    name = hashlib.sha256(partition.encode("utf-8")).hexdigest()[:32]
+    lock = FileLock(home.locks / f"{name}.lock", timeout=0)
+    home.locks.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BusyError(
+            f"partition {partition!r} is held by another run; wait for it to end, or run other prefixes with --prefix"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class _Pipeline:
+    """The project's jobs, executed in this process on the lasting Dagster instance."""
+
+    def __init__(self, options: RunOptions, progress: Progress):
+        import dagster as dg
+
+        from audio_assets.definitions import build_definitions
+
+        self.options = options
+        self.home = settings.home()
+        ensure_dagster_home(self.home)
+        self.instance = dg.DagsterInstance.get()
+        self.definitions = build_definitions(progress=progress)
+        if not options.verbose:
+            # Dagster's own log goes to the run's event log either way; the terminal gets the progress and the result.
+            logging.getLogger("dagster").setLevel(logging.CRITICAL)
+
+    def prefix(self, partition: str, key_prefixes: list[str], limit: int | None) -> dict[str, dict[str, Any]]:
+        options = self.options
+        selection: dict[str, Any] = {"key_prefixes": key_prefixes, "limit": limit}
+        workers = {} if options.max_workers is None else {"max_workers": options.max_workers}
+        config = {
+            "raw_audio": {
+                "batch_size": options.batch_size,
+                "skip_ingestion": options.skip_ingestion,
+                **workers,
+                **selection,
+            },
+            "transcripts": {
+                "batch_size": options.batch_size,
+                "no_cache": not options.use_cache,
+                **workers,
+                **selection,
+            },
+        }
+        assets = ["raw_audio", "transcripts", "tokens"] + ([] if options.skip_summary else SUMMARY_ASSETS)
+        if partition not in self.instance.get_dynamic_partitions(PARTITIONS_NAME):
+            self.instance.add_dynamic_partitions(PARTITIONS_NAME, [partition])
+        return self.execute("prefix_job", config, assets, partition)
+
+    def corpus(self) -> dict[str, dict[str, Any]]:
+        options = self.options
+        config = {"corpus_export": {"formats": list(options.output_formats), "all_columns": options.all_columns}}
+        assets = ["corpus_export"] + ([] if options.skip_summary else ["corpus_summary", "corpus_report"])
+        return self.execute("corpus_job", config, assets)
+
+    def execute(
+        self,
+        job_name: str,
+        config: dict[str, dict[str, Any]],
+        assets: Sequence[str] | None = None,
+        partition: str | None = None,
+    ) -> dict[str, dict[str, Any]]:
+        """Run a job and return the metadata of each asset it materialized.
+
+        Raises:
+            AudioAssetsError: a step failed; message and exit code are those of the error that it met.
+        """
+        import dagster as dg
+
+        level = "DEBUG" if self.options.verbose else "CRITICAL"
+        result = self.definitions.resolve_job_def(job_name).execute_in_process(
+            run_config={
+                "ops": {name: {"config": values} for name, values in config.items()},
+                "loggers": {"console": {"config": {"log_level": level}}},
+            },
+            instance=self.instance,
+            partition_key=partition,
+            asset_selection=[dg.AssetKey(a) for a in assets] if assets else None,
+            raise_on_error=False,
+        )
+        for event in result.all_events:
+            if event.is_step_failure:
+                raise _error_of(event)
+        if not result.success:
+            raise AudioAssetsError(f"{job_name} did not finish; `audio-assets run --verbose` shows Dagster's log")
+        return {
+            event.asset_key.to_user_string(): {
+                name: value.value for name, value in event.materialization.metadata.items()
+            }
+            for event in result.all_events
+            if event.is_step_materialization and event.asset_key is not None
+        }
+
+
+def _error_of(event: dg.DagsterEvent) -> AudioAssetsError:
+    """The error that made a step fail, with its exit code."""
+    from audio_assets.assets.common import EXIT_CODE
+
+    failure = event.step_failure_data
+    user = failure.user_failure_data
+    if user is not None and user.description:
+        code = user.metadata.get(EXIT_CODE)
+        return StepFailedError(user.description, exit_code=int(str(code.value)) if code is not None else 1)
+    info = failure.error
+    while info is not None and info.cause is not None:
+        info = info.cause
+    reason = info.message.strip() if info is not None else "no reason given"
+    return AudioAssetsError(f"{event.step_key}: {reason}. `audio-assets run --verbose` shows the whole story")
+
+
+def _choose_partitions(store: PartitionStore, wanted: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """The partitions that the ``--prefix`` filters touch, each with the filters that cut through it.
+
+    A filter selects keys as in S3: any leading string. It takes a partition whole when the partition's prefix starts
+    with it; it cuts through a partition when it goes deeper.
+    """
+    depth = settings.load().audio_assets_prefix_depth
+    listed = store.read(schemas.R2_PREFIXES, columns=["prefix"]).column("prefix").to_pylist()
+    # A prefix that vanished from the bucket is visited too: its rows become `gone`.
+    stored = [prefix_for(p.partition) for p in store.partitions(schemas.RAW_AUDIO) if p.partition]
+    chosen: list[tuple[str, list[str]]] = []
+    unused = set(wanted)
+    for prefix in sorted({*listed, *stored}):
+        whole = [w for w in wanted if prefix.startswith(w)]
+        cutting = [w for w in wanted if not prefix.startswith(w) and prefix_of(w, depth) == prefix]
+        unused -= {*whole, *cutting}
+        if whole or cutting or not wanted:
+            chosen.append((partition_key_for(prefix), [] if whole else cutting))
+    if unused:
+        there = ", ".join(repr(p) for p in listed[:8]) or "none"
+        raise NoSuchPrefixError(f"--prefix {sorted(unused)[0]!r}: no audio lies there. Prefixes with audio: {there}")
+    return chosen
+
+
+def _count(report: RunReport, store: PartitionStore) -> None:
+    """Fill in what the tables say about the partitions of this run."""
+    columns = ["id", "status", "error", "cached", "duration_s"]
+    rows = store.read(schemas.TRANSCRIPTS, report.partitions, columns).to_pylist() if report.partitions else []
+    counts = Counter(r["status"] for r in rows)
+    report.counts = {s: counts[s] for s in schemas.STATUSES if counts[s]}
+    report.cached = sum(bool(r["cached"]) for r in rows)
+    report.audio_minutes = round(sum(r["duration_s"] or 0.0 for r in rows) / 60, 3)
+    report.cost_usd = round(report.cost_usd, 6)
+    report.problems = [
+        {"id": r["id"], "status": r["status"], "error": r["error"] or ""}
+        for r in rows
+        if r["status"] not in ("ok", "empty")
+    ]

@@ -1,0 +1,112 @@
+"""What the command line shows: progress on stderr, results on stdout, plain text off a terminal."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from audio_assets.resources.progress import LogTask, Task, format_amount, format_duration
+from audio_assets.runner import RunReport
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """``text`` on one line, with control characters shown as ``\\xNN``: a key cannot drive the terminal.
+
+    >>> printable("a\\x1b[31mb")
+    'a\\\\x1b[31mb'
+    """
+    return _CONTROL.sub(lambda m: f"\\x{ord(m[0]):02x}" if ord(m[0]) < 256 else f"\\u{ord(m[0]):04x}", text)
+
+
+def stderr_console(quiet: bool = False) -> Console:
+    """The console for progress and messages; honours ``NO_COLOR``."""
+    from rich.console import Console
+
+    return Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+
+
+class TerminalProgress:
+    """Progress as bars on a terminal and as plain lines elsewhere."""
+
+    def __init__(self, console: Console):
+        self._console = console
+
+    @contextmanager
+    def task(self, label: str, unit: str, log: Callable[[str], None]) -> Iterator[Task]:
+        """Show one task until the context closes."""
+        if not self._console.is_terminal:
+            yield LogTask(printable(label), unit, lambda line: self._console.print(line, markup=False))
+            return
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        with RichProgress(
+            TextColumn("  {task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[amount]}", markup=False),
+            TextColumn("{task.fields[note]}", markup=False, style="dim"),
+            TimeRemainingColumn(),
+            console=self._console,
+        ) as bars:
+            yield _Bar(bars, bars.add_task(printable(label), total=None, amount="", note=""), unit)
+
+
+class _Bar:
+    def __init__(self, bars: RichProgress, task_id: TaskID, unit: str):
+        self._bars, self._id, self._unit = bars, task_id, unit
+
+    def update(self, done: float, total: float, note: str = "") -> None:
+        amount = format_amount(done, total, self._unit)
+        self._bars.update(self._id, completed=done, total=total, amount=amount, note=note)
+
+
+def summary_line(report: RunReport) -> str:
+    """The closing line: ``12 ok · 1 invalid · 3 cached · 0 failed · 41 s · $0.00``."""
+    counts = dict(report.counts)
+    parts = [f"{counts.pop('ok', 0)} ok"]
+    failed = counts.pop("failed", 0)
+    parts += [f"{n} {status}" for status, n in counts.items()]
+    parts += [
+        f"{report.cached} cached",
+        f"{failed} failed",
+        format_duration(report.elapsed_s),
+        f"${report.cost_usd:.2f}",
+    ]
+    return " · ".join(parts)
+
+
+def closing_lines(report: RunReport) -> list[str]:
+    """The problems, the summary, where the results are, and what to do next."""
+    lines = [f"{p['status']}: {printable(p['id'])}: {printable(p['error'])}" for p in report.problems[:20]]
+    if len(report.problems) > 20:
+        lines.append(f"… and {len(report.problems) - 20} more: the view latest_failures in the warehouse has them all")
+    lines += [summary_line(report), f"tables   {_shown(report.warehouse)}"]
+    lines += [f"export   {_shown(path)}" for path in report.exports]
+    if report.report:
+        lines.append(f"report   {_shown(report.report)}")
+    lines.append(
+        "next     audio-assets run (tries the unfinished files again)" if report.unfinished else "next     make dev"
+    )
+    return lines
+
+
+def _shown(path: str) -> str:
+    """``path`` as one would type it here: relative when it lies below the working directory."""
+    absolute = Path(path)
+    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else path
+
+
+def say_error(message: str) -> None:
+    """One line on stderr."""
+    print(f"error: {printable(message)}", file=sys.stderr)  # noqa: T201 - the place where it belongs

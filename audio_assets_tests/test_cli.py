@@ -1,0 +1,307 @@
+"""``audio-assets``: every flag has its effect; mistakes get one line and the right exit code."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from audio_assets import cli
+from audio_assets.demo import demo_objects, packaged_model
+from audio_assets.demo_server import WeedServer
+from audio_assets.errors import BusyError
+from audio_assets.runner import partition_lock
+from audio_assets.settings import Home
+from audio_assets_tests.conftest import PipelineRun, audio_assets, subprocess_environment
+
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def mirror(home: Home) -> Path:
+    """A folder of recordings that a user has copied into the mirror."""
+    for obj in demo_objects():
+        if obj.key.endswith((".mp3", ".ogg")):
+            path = home.audio / obj.key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(obj.body)
+    return home.audio
+
+
+@pytest.fixture
+def local(mirror: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """``audio-assets run --skip-ingestion --json …`` in this process; gives the JSON object, or the exit code."""
+    monkeypatch.setenv("WHISPER_ENGINE", "local")
+    monkeypatch.setenv("WHISPER_MODEL", packaged_model())
+
+    def run(*arguments: str, expect: int = 0) -> dict[str, Any]:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["run", "--skip-ingestion", "--json", *arguments])
+        out = capsys.readouterr()
+        assert stop.value.code == expect, out.err
+        return {"stderr": out.err, **(json.loads(out.out) if out.out else {})}
+
+    return run
+
+
+def rows(home: Home, table: str) -> list[dict[str, Any]]:
+    return [r for path in sorted((home.tables / table).glob("*.parquet")) for r in pq.read_table(path).to_pylist()]
+
+
+@pytest.mark.weights
+class TestRunFlags:
+    def test_skip_ingestion_takes_the_mirror_without_any_r2_setting(self, local: Run, home: Home) -> None:
+        report = local()
+        assert report["counts"] == {"ok": 4, "invalid": 1}
+        assert {r["etag"] for r in rows(home, "raw_audio")} == {None}
+
+    def test_prefix_keeps_to_the_keys_that_start_with_it(self, local: Run, home: Home) -> None:
+        report = local("--prefix", "best")
+        assert report["partitions"] == ["best-of-times"]
+        assert {r["prefix"] for r in rows(home, "transcripts")} == {"best-of-times/"}
+
+    def test_prefix_may_cut_through_a_folder(self, local: Run, home: Home) -> None:
+        local("--prefix", "in-short/08")
+        assert [r["id"] for r in rows(home, "raw_audio")] == ["in-short/08.mp3"]
+
+    def test_prefix_may_be_repeated(self, local: Run) -> None:
+        assert local("--prefix", "best", "--prefix", "in-short/")["partitions"] == ["best-of-times", "in-short"]
+
+    def test_prefix_without_audio_is_a_usage_error_that_lists_the_prefixes(self, local: Run) -> None:
+        assert "'best-of-times/', 'in-short/'" in local("--prefix", "nowhere/", expect=2)["stderr"]
+
+    def test_limit_takes_in_that_many_files_over_all_prefixes(self, local: Run, home: Home) -> None:
+        report = local("--limit", "3")
+        assert [r["id"] for r in rows(home, "raw_audio")] == [
+            "best-of-times/03.mp3",
+            "best-of-times/05.ogg",
+            "in-short/08.mp3",
+        ]
+        assert report["counts"] == {"ok": 3}
+
+    def test_limit_does_not_forget_what_is_there(self, local: Run, home: Home) -> None:
+        local()
+        local("--limit", "1")
+        assert len(rows(home, "transcripts")) == 5
+
+    def test_no_cache_transcribes_again_and_the_cache_is_used_otherwise(self, local: Run) -> None:
+        assert local()["transcribed"] == 4
+        assert local()["transcribed"] == 0
+        assert local("--no-cache")["transcribed"] == 4
+        assert local()["transcribed"] == 0
+
+    def test_skip_summary_leaves_out_summary_plots_and_report(self, local: Run, home: Home) -> None:
+        report = local("--skip-summary")
+        assert report["report"] is None
+        assert not home.report.exists()
+        assert rows(home, "prefix_summary") == rows(home, "token_frequency") == []
+        assert (home.exports / "corpus.jsonl").exists()
+
+    def test_output_format_writes_each_format_that_is_named(self, local: Run, home: Home) -> None:
+        report = local("--output-format", "parquet", "--output-format", "sqlite")
+        names = {Path(path).name for path in report["exports"]}
+        assert names == {"corpus.parquet", "corpus.sqlite"}
+
+    def test_all_columns_exports_what_the_tables_hold(self, local: Run, home: Home) -> None:
+        local("--all-columns")
+        first = json.loads((home.exports / "corpus.jsonl").read_text(encoding="utf-8").splitlines()[0])
+        assert {"id", "transcription", "tokens", "codec", "language", "segments", "spans"} <= first.keys()
+
+    def test_batch_size_and_max_workers_change_the_work_not_the_result(self, local: Run, home: Home) -> None:
+        local("--batch-size", "1", "--max-workers", "1")
+        one = [(r["id"], r["transcription"]) for r in rows(home, "transcripts")]
+        local("--batch-size", "4", "--max-workers", "2", "--no-cache")
+        assert [(r["id"], r["transcription"]) for r in rows(home, "transcripts")] == one
+
+    def test_verbose_shows_dagsters_log(self, local: Run) -> None:
+        assert "RUN_SUCCESS" not in local("--limit", "0")["stderr"]
+        assert "RUN_SUCCESS" in local("--limit", "0", "--verbose")["stderr"]
+
+    def test_quiet_prints_nothing(self, mirror: Path, home: Home) -> None:
+        done = audio_assets(
+            "run", "--skip-ingestion", "--quiet", "--limit", "1", cwd=home.root, environment=_local_environment(home)
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+    def test_the_summary_line_counts_and_the_next_command_follows(self, mirror: Path, home: Home) -> None:
+        done = audio_assets("run", "--skip-ingestion", cwd=home.root, environment=_local_environment(home))
+        lines = done.stdout.splitlines()
+        assert any(re.fullmatch(r"4 ok · 1 invalid · 0 cached · 0 failed · \d+ s · \$0\.00", line) for line in lines)
+        assert lines[-1].startswith("next ")
+        assert "invalid: in-short/note.mp3" in done.stdout
+
+
+@pytest.mark.weights
+def test_a_file_that_fails_makes_the_exit_code_3(local: Run, mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from audio_assets.errors import FileFailed
+    from audio_assets.ingest.mirror import Mirror
+
+    inspect = Mirror.inspect
+
+    def broken(self: Mirror, key: str) -> Any:
+        if key.endswith("08.mp3"):
+            raise FileFailed("the disk could not read it")
+        return inspect(self, key)
+
+    monkeypatch.setattr(Mirror, "inspect", broken)
+    report = local(expect=cli.EXIT_FILES_FAILED)
+    assert (report["counts"]["failed"], report["counts"]["ok"]) == (1, 3)
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["run", "--batch-size", "0"],
+            ["run", "--output-format", "xml"],
+            ["run", "--limit", "x"],
+            ["walk"],
+            ["run", "x"],
+        ],
+    )
+    def test_wrong_usage_exits_2(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(arguments)
+        assert stop.value.code == 2
+        assert "Traceback" not in capsys.readouterr().err
+
+    def test_a_missing_bucket_setting_is_named(self, home: Home) -> None:
+        self._expect_settings_error(home, {}, "R2_BUCKET is not set")
+
+    def test_wrong_credentials_name_the_settings(self, pipeline: PipelineRun, home: Home) -> None:
+        wrong = {**r2_settings(pipeline), "R2_SECRET_ACCESS_KEY": "wrong"}
+        self._expect_settings_error(home, wrong, "R2_SECRET_ACCESS_KEY")
+
+    def test_a_bucket_that_is_not_there_is_named(self, pipeline: PipelineRun, home: Home) -> None:
+        self._expect_settings_error(home, {**r2_settings(pipeline), "R2_BUCKET": "elsewhere"}, "R2_BUCKET 'elsewhere'")
+
+    def test_an_endpoint_that_does_not_answer_is_named(self, pipeline: PipelineRun, home: Home) -> None:
+        unreachable = {**r2_settings(pipeline), "R2_ENDPOINT_URL": "http://127.0.0.1:9"}
+        self._expect_settings_error(home, unreachable, "R2_ENDPOINT_URL http://127.0.0.1:9")
+
+    def test_a_home_is_for_one_bucket(self, pipeline: PipelineRun, weed: WeedServer) -> None:
+        weed.client().create_bucket(Bucket="another")
+        environment = {**pipeline.environment, "R2_BUCKET": "another"}
+        done = audio_assets("run", cwd=pipeline.home.root.parent, environment=environment)
+        assert done.returncode == 4
+        assert "holds the corpus of the bucket 'audio-assets-demo'" in done.stderr
+
+    def test_an_unknown_engine_is_named(self, home: Home) -> None:
+        self._expect_settings_error(home, {"WHISPER_ENGINE": "cloud"}, "WHISPER_ENGINE")
+
+    @pytest.mark.weights
+    def test_a_missing_model_says_how_to_get_one(self, mirror: Path, home: Home) -> None:
+        environment = {**_local_environment(home), "WHISPER_MODEL": str(home.root / "no-such-model")}
+        done = audio_assets("run", "--skip-ingestion", cwd=home.root, environment=environment)
+        assert done.returncode == 4, done.stderr
+        assert "WHISPER_MODEL" in done.stderr
+        assert len(_errors(done.stderr)) == 1
+
+    def test_a_partition_held_by_another_run_exits_5(
+        self, local: Run, home: Home, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with partition_lock(home, "best-of-times"):
+            # The lock is one of this process, and would let it in again; another process is a user's case.
+            done = audio_assets("run", "--skip-ingestion", cwd=home.root, environment=_local_environment(home))
+        assert done.returncode == BusyError.exit_code
+        assert "best-of-times" in done.stderr
+
+    def _expect_settings_error(self, home: Home, settings: dict[str, str], named: str) -> None:
+        home.root.mkdir(parents=True, exist_ok=True)
+        done = audio_assets("run", cwd=home.root, environment=subprocess_environment(home.root, **settings))
+        assert done.returncode == 4, done.stderr
+        assert named in done.stderr
+        assert "Traceback" not in done.stderr
+        assert len(_errors(done.stderr)) == 1
+        assert done.stdout == ""
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_exits_130_and_goes_on_next_time(mirror: Path, home: Home, number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "audio_assets", "run", "--skip-ingestion", "--no-cache", "--max-workers", "1"],
+        env=_local_environment(home),
+        cwd=home.root,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "[1/2]" in line:
+            break
+    time.sleep(0.5)
+    process.send_signal(number)
+    started = time.monotonic()
+    stderr = process.communicate(timeout=30)[1]
+    assert process.returncode == cli.EXIT_INTERRUPTED, stderr
+    assert time.monotonic() - started < 10
+    assert "Traceback" not in stderr
+    done = audio_assets("run", "--skip-ingestion", "--json", cwd=home.root, environment=_local_environment(home))
+    assert json.loads(done.stdout)["counts"] == {"ok": 4, "invalid": 1}
+
+
+class TestOtherCommands:
+    def test_export_writes_from_what_is_stored(self, pipeline: PipelineRun, tmp_path: Path) -> None:
+        copy = tmp_path / "copy"
+        shutil.copytree(pipeline.home.tables, copy / "tables")
+        done = audio_assets(
+            "export", "--output-format", "parquet", "--json", cwd=tmp_path, environment=subprocess_environment(copy)
+        )
+        [entry] = json.loads(done.stdout)["exports"]
+        assert entry["row_count"] == 11
+        assert pq.read_table(entry["path"]).num_rows == 11
+
+    def test_plan_counts_what_is_cached_and_spends_nothing(self, pipeline: PipelineRun, home: Home) -> None:
+        before = audio_assets(
+            "plan",
+            "--json",
+            cwd=home.root.parent,
+            environment={**pipeline.environment, "AUDIO_ASSETS_HOME": str(home.root)},
+        )
+        fresh = json.loads(before.stdout)
+        assert (fresh["files"], fresh["to_download"], fresh["to_transcribe"], fresh["cached"]) == (12, 12, 12, 0)
+        assert not home.audio.exists()
+        done = json.loads(audio_assets("plan", "--json", cwd=home.root.parent, environment=pipeline.environment).stdout)
+        assert (done["to_download"], done["to_transcribe"], done["cached"], done["cost_usd"]) == (0, 0, 11, 0.0)
+
+    def test_doctor_finds_nothing_wrong_after_a_run(self, pipeline: PipelineRun) -> None:
+        done = audio_assets("doctor", "--json", cwd=pipeline.home.root.parent, environment=pipeline.environment)
+        findings = json.loads(done.stdout)["findings"]
+        assert done.returncode == 0
+        assert {f["subject"] for f in findings} >= {"bucket", "engine", "home", "dagster"}
+        assert all(f["state"] == "ok" for f in findings if f["subject"] != "home"), findings
+
+    def test_doctor_names_wrong_credentials(self, pipeline: PipelineRun) -> None:
+        environment = {**pipeline.environment, "R2_ACCESS_KEY_ID": "nobody"}
+        done = audio_assets("doctor", cwd=pipeline.home.root.parent, environment=environment)
+        assert done.returncode == 4
+        assert "WRONG" in done.stdout and "R2_ACCESS_KEY_ID" in done.stdout
+
+    @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+    def test_shell_completion_is_there(self, shell: str) -> None:
+        result = CliRunner().invoke(
+            cli.cli, prog_name="audio-assets", env={"_AUDIO_ASSETS_COMPLETE": f"{shell}_source"}
+        )
+        assert "_AUDIO_ASSETS_COMPLETE" in result.output
+
+
+def r2_settings(pipeline: PipelineRun) -> dict[str, str]:
+    return {k: v for k, v in pipeline.environment.items() if k.startswith("R2_")}
+
+
+def _local_environment(home: Home) -> dict[str, str]:
+    return subprocess_environment(home.root, WHISPER_MODEL=packaged_model())
+
+
+def _errors(stderr: str) -> list[str]:
+    return [line for line in stderr.splitlines() if line.startswith("error:")]
