@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import time
@@ -99,7 +100,8 @@ def _with_retries(
 def _once(client: Any, bucket: str, found: RemoteObject, mirror: Mirror) -> ObjectState:
     with mirror.storing(found.key) as part:
         response = _request(client, bucket, found)
-        sha256, md5, size = _receive(response["Body"], part, found.size_bytes)
+        with contextlib.closing(response["Body"]) as body:
+            sha256, md5, size = _receive(body, part, found.size_bytes)
         if size != found.size_bytes:
             raise _RetryError(f"{size} of {found.size_bytes} bytes arrived")
         if _etag_is_md5(found.etag, response) and md5 != found.etag:
@@ -150,9 +152,7 @@ def _receive(body: Any, part: Path, expected: int) -> tuple[str, str, int]:
             md5.update(block)
             file.write(block)
             if time.monotonic() > deadline:
-                body.close()
                 raise _RetryError(f"only {size} of {expected} bytes arrived within {limit_s:.0f} s")
-    body.close()
     return sha256.hexdigest(), md5.hexdigest(), size
 
 

@@ -99,6 +99,10 @@ def _from_response(error: Any, bucket: str, endpoint: str) -> SettingsError | No
             f"R2_ACCESS_KEY_ID may not read bucket {bucket!r} at {endpoint} (HTTP {status} {code}); "
             "give its token read permission on R2_BUCKET, and check R2_SECRET_ACCESS_KEY"
         )
+    # An S3 server names its errors. A bare number is botocore's reading of an answer that is no S3 server's; 200 with
+    # a page of HTML reads as 500.
+    if error.operation_name == "ListObjectsV2" and code in ("400", "404", "405", "500"):
+        return SettingsError(f"R2_ENDPOINT_URL {endpoint} does not answer like an S3 server (HTTP {code}); check it")
     return None
 
 

@@ -35,13 +35,16 @@ class R2Resource(S3Resource):
         "By default R2_ENDPOINT_URL.",
     )
     aws_access_key_id: str | None = Field(
-        default=None, repr=False, description="Access key of an R2 API token. By default R2_ACCESS_KEY_ID."
+        default=None,
+        repr=False,
+        exclude=True,
+        description="Access key of an R2 API token. By default R2_ACCESS_KEY_ID.",
     )
     aws_secret_access_key: str | None = Field(
-        default=None, repr=False, description="Secret of that token. By default R2_SECRET_ACCESS_KEY."
+        default=None, repr=False, exclude=True, description="Secret of that token. By default R2_SECRET_ACCESS_KEY."
     )
     aws_session_token: str | None = Field(
-        default=None, repr=False, description="Session token, for temporary credentials."
+        default=None, repr=False, exclude=True, description="Session token, for temporary credentials."
     )
     region_name: str | None = Field(default="auto", description="R2 has one region, `auto`.")
     max_attempts: int = Field(

@@ -1,0 +1,151 @@
+"""A loopback server that answers S3 requests for objects, and misbehaves as told."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import defaultdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote
+
+LISTING = """<?xml version="1.0" encoding="UTF-8"?>
+<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><IsTruncated>false</IsTruncated>{}</ListBucketResult>"""
+ENTRY = (
+    "<Contents><Key>{}</Key><LastModified>2026-01-02T03:04:05.000Z</LastModified>"
+    "<ETag>&quot;{}&quot;</ETag><Size>{}</Size></Contents>"
+)
+
+
+class FaultyServer:
+    """Serves `objects`; before each answer for a key it takes one fault from ``faults[key]``, if any is left.
+
+    A fault is an HTTP status, or one of ``short`` (fewer bytes than Content-Length says), ``short without length``,
+    ``corrupt`` (same length, other bytes), ``reset`` (connection cut before an answer), ``overlong``. A `listing` is
+    sent as it is, instead of the true one. With a `barrier`, no object is sent before enough requests for objects wait.
+    """
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.etags: dict[str, str] = {}
+        self.faults: dict[str, list[int | str]] = defaultdict(list)
+        self.requests: list[tuple[str, str]] = []
+        self.listing: str | None = None
+        self.barrier: threading.Barrier | None = None
+        self.most_at_once = 0
+        self._at_once = 0
+        self._lock = threading.Lock()
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._http.daemon_threads = True
+        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+
+    @property
+    def endpoint_url(self) -> str:
+        return f"http://127.0.0.1:{self._http.server_port}"
+
+    def put(self, key: str, content: bytes, etag: str | None = None) -> None:
+        self.objects[key] = content
+        self.etags[key] = etag or hashlib.md5(content).hexdigest()
+
+    def gets(self, key: str) -> int:
+        return self.requests.count(("GET", key))
+
+    def __enter__(self) -> FaultyServer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                path, _, query = self.path.partition("?")
+                key = unquote(path.lstrip("/").partition("/")[2])
+                if not key and "list-type=2" in query:
+                    self._list()
+                    return
+                with server._lock:
+                    server._at_once += 1
+                    server.most_at_once = max(server.most_at_once, server._at_once)
+                try:
+                    if server.barrier is not None:
+                        server.barrier.wait(timeout=10)
+                    self._answer(key)
+                finally:
+                    with server._lock:
+                        server._at_once -= 1
+
+            def do_HEAD(self) -> None:
+                self._answer(unquote(self.path.lstrip("/").partition("/")[2]))
+
+            def _list(self) -> None:
+                entries = "".join(ENTRY.format(k, server.etags[k], len(v)) for k, v in sorted(server.objects.items()))
+                body = (LISTING.format(entries) if server.listing is None else server.listing).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/xml")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def _answer(self, key: str) -> None:
+                server.requests.append((self.command, key))
+                fault = server.faults[key].pop(0) if server.faults[key] else None
+                if fault == "reset":
+                    self.close_connection = True
+                    return
+                if isinstance(fault, int):
+                    self._refuse(
+                        fault, {500: "InternalError", 503: "SlowDown", 401: "Unauthorized"}.get(fault, "Error")
+                    )
+                    return
+                if key not in server.objects:
+                    self._refuse(404, "NoSuchKey")
+                    return
+                wanted = self.headers.get("If-Match")
+                if wanted and wanted.strip('"') != server.etags[key]:
+                    self._refuse(412, "PreconditionFailed")
+                    return
+                body = server.objects[key]
+                self.send_response(200)
+                self.send_header("ETag", f'"{server.etags[key]}"')
+                self.send_header("Last-Modified", "Fri, 02 Jan 2026 03:04:05 GMT")
+                self.send_header("Content-Type", "audio/wav")
+                if fault == "short without length":
+                    self.send_header("Connection", "close")
+                    self.close_connection = True
+                elif fault != "overlong":
+                    self.send_header("Content-Length", str(len(body)))
+                else:
+                    self.send_header("Content-Length", str(len(body) + 1000))
+                self.end_headers()
+                if self.command == "HEAD":
+                    return
+                if fault in ("short", "short without length"):
+                    body = body[: len(body) // 2]
+                    self.close_connection = True
+                elif fault == "corrupt":
+                    body = bytes([body[0] ^ 1]) + body[1:]
+                elif fault == "overlong":
+                    body += bytes(1000)
+                self.wfile.write(body)
+
+            def _refuse(self, status: int, code: str) -> None:
+                body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>told to</Message></Error>".encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/xml")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        return Handler

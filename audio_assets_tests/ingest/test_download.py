@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+
+from audio_assets.errors import FileFailed, SettingsError
+from audio_assets.ingest.download import ObjectGone, download
+from audio_assets.ingest.listing import RemoteObject, list_objects
+from audio_assets.ingest.mirror import STATE_DIRECTORY, Mirror, ObjectState
+from audio_assets_tests.ingest.conftest import Bucket, plain_client
+from audio_assets_tests.ingest.faulty import FaultyServer
+
+KEY = "calls/a.wav"
+CONTENT = bytes(range(256)) * 3000
+
+
+def listed(server: FaultyServer, key: str = KEY) -> RemoteObject:
+    return RemoteObject(key, server.etags[key], len(server.objects[key]), datetime(2026, 1, 2, tzinfo=timezone.utc))
+
+
+def fetch(client: Any, found: RemoteObject, mirror: Mirror) -> ObjectState:
+    return download(client, "b", found, mirror, first_wait_s=0.001)
+
+
+def assert_nothing_stored(mirror: Mirror) -> None:
+    assert list(mirror.files()) == []
+    assert mirror.state(KEY) is None
+    assert not list(mirror.root.rglob("*.part"))
+
+
+def test_bytes_hash_headers_and_metadata_arrive(bucket: Bucket, mirror: Mirror) -> None:
+    etag = bucket.put(KEY, CONTENT, ContentType="audio/x-wav", Metadata={"speaker": "seven", "site": "north"})
+    (found,) = list_objects(bucket.client, bucket.name)
+    state = download(bucket.client, bucket.name, found, mirror)
+    assert mirror.path_for(KEY).read_bytes() == CONTENT
+    assert state == mirror.state(KEY)
+    assert (state.etag, state.size_bytes) == (etag, len(CONTENT))
+    assert state.sha256 == hashlib.sha256(CONTENT).hexdigest()
+    assert state.content_type == "audio/x-wav"
+    assert state.metadata == {"speaker": "seven", "site": "north"}
+    assert state.last_modified == found.last_modified
+    assert mirror.holds(found)
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [500, 500],
+        [503],
+        [429],
+        ["reset"],
+        ["short"],
+        ["short without length"],
+        ["corrupt"],
+        ["overlong"],
+        [500, "short", "reset", "corrupt"],
+    ],
+    ids=str,
+)
+def test_a_passing_fault_is_got_over(
+    faulty: FaultyServer, faulty_client: Any, mirror: Mirror, faults: list[int | str]
+) -> None:
+    faulty.put(KEY, CONTENT)
+    faulty.faults[KEY] = list(faults)
+    state = fetch(faulty_client, listed(faulty), mirror)
+    assert mirror.path_for(KEY).read_bytes() == CONTENT
+    assert state.sha256 == hashlib.sha256(CONTENT).hexdigest()
+    assert faulty.gets(KEY) == len(faults) + 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (500, "InternalError"),
+        ("reset", "download failed 5 times"),
+        ("short", "download failed 5 times"),
+        ("short without length", f"{len(CONTENT) // 2} of {len(CONTENT)} bytes arrived"),
+        ("corrupt", "the bytes have MD5"),
+    ],
+)
+def test_a_lasting_fault_is_given_up_and_leaves_nothing(
+    faulty: FaultyServer, faulty_client: Any, mirror: Mirror, fault: int | str, reason: str
+) -> None:
+    faulty.put(KEY, CONTENT)
+    faulty.faults[KEY] = [fault] * 100
+    with pytest.raises(FileFailed, match=reason) as raised:
+        fetch(faulty_client, listed(faulty), mirror)
+    assert raised.value.status == "failed"
+    assert "\n" not in str(raised.value)
+    assert faulty.gets(KEY) == 5
+    assert_nothing_stored(mirror)
+
+
+def test_a_failed_refresh_keeps_the_old_file(faulty: FaultyServer, faulty_client: Any, mirror: Mirror) -> None:
+    faulty.put(KEY, b"old")
+    fetch(faulty_client, listed(faulty), mirror)
+    faulty.put(KEY, b"new")
+    faulty.faults[KEY] = [500] * 100
+    with pytest.raises(FileFailed):
+        fetch(faulty_client, listed(faulty), mirror)
+    assert mirror.path_for(KEY).read_bytes() == b"old"
+    assert mirror.state(KEY).etag == hashlib.md5(b"old").hexdigest()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_refused_credentials_stop_everything_at_once(
+    faulty: FaultyServer, faulty_client: Any, mirror: Mirror, status: int
+) -> None:
+    faulty.put(KEY, CONTENT)
+    faulty.faults[KEY] = [status]
+    with pytest.raises(SettingsError, match="R2_ACCESS_KEY_ID"):
+        fetch(faulty_client, listed(faulty), mirror)
+    assert faulty.gets(KEY) == 1
+    assert_nothing_stored(mirror)
+
+
+def test_an_etag_that_is_no_md5_is_not_compared(faulty: FaultyServer, faulty_client: Any, mirror: Mirror) -> None:
+    faulty.put(KEY, CONTENT, etag="9b2cf535f27731c974343645a3985328-3")
+    assert fetch(faulty_client, listed(faulty), mirror).etag == "9b2cf535f27731c974343645a3985328-3"
+
+
+def test_an_object_overwritten_after_the_listing_is_taken_as_it_is_now(bucket: Bucket, mirror: Mirror) -> None:
+    bucket.put(KEY, b"as listed")
+    (found,) = list_objects(bucket.client, bucket.name)
+    etag = bucket.put(KEY, b"overwritten since")
+    state = download(bucket.client, bucket.name, found, mirror)
+    assert (state.etag, state.size_bytes) == (etag, len(b"overwritten since"))
+    assert mirror.path_for(KEY).read_bytes() == b"overwritten since"
+
+
+def test_an_object_deleted_after_the_listing_is_gone(bucket: Bucket, mirror: Mirror) -> None:
+    bucket.put(KEY, b"as listed")
+    (found,) = list_objects(bucket.client, bucket.name)
+    bucket.delete(KEY)
+    with pytest.raises(ObjectGone):
+        download(bucket.client, bucket.name, found, mirror)
+    assert_nothing_stored(mirror)
+
+
+def test_an_object_that_keeps_changing_is_left_for_the_next_run(
+    faulty: FaultyServer, faulty_client: Any, mirror: Mirror
+) -> None:
+    faulty.put(KEY, CONTENT)
+    found = listed(faulty)
+
+    def overwrite(**_: Any) -> None:
+        faulty.put(KEY, faulty.objects[KEY] + b"more")
+
+    faulty_client.meta.events.register("before-send.s3.GetObject", overwrite)
+    with pytest.raises(FileFailed, match="keeps changing"):
+        fetch(faulty_client, found, mirror)
+    assert faulty.requests == [("GET", KEY), ("HEAD", KEY), ("GET", KEY)]
+    assert_nothing_stored(mirror)
+
+
+def test_a_bucket_deleted_meanwhile_stops_everything(odd_server: str, mirror: Mirror) -> None:
+    client = plain_client(odd_server)
+    with pytest.raises(SettingsError, match="R2_BUCKET 'not-there' does not exist"):
+        download(client, "not-there", RemoteObject(KEY, "0" * 32, 1, None), mirror)
+    client.close()
+
+
+def test_keys_like_those_of_the_mirrors_own_files_do_it_no_harm(bucket: Bucket, mirror: Mirror) -> None:
+    key = f"{STATE_DIRECTORY}/objects/a.wav"
+    bucket.put(key, b"x")
+    (found,) = list_objects(bucket.client, bucket.name)
+    download(bucket.client, bucket.name, found, mirror)
+    assert list(mirror.files()) == [key]
+    assert mirror.holds(found)

@@ -1,0 +1,392 @@
+from __future__ import annotations
+
+import hashlib
+import threading
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from audio_assets.errors import SettingsError
+from audio_assets.ingest.intake import (
+    Intake,
+    IntakeOptions,
+    IntakeProgress,
+    ingest_mirror,
+    ingest_prefix,
+    mirror_prefixes,
+)
+from audio_assets.ingest.listing import discover_prefixes, list_objects
+from audio_assets.ingest.mirror import Mirror
+from audio_assets.schemas import RAW_AUDIO
+from audio_assets_tests.ingest.audio import tone, write_tone
+from audio_assets_tests.ingest.conftest import Bucket, plain_client
+from audio_assets_tests.ingest.faulty import FaultyServer
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return tone(tmp_path_factory.mktemp("tone"))
+
+
+def take(bucket: Bucket, mirror: Mirror, previous: pa.Table | None = None, **options: Any) -> Intake:
+    return ingest_prefix(bucket.client, bucket.name, "calls/", 1, mirror, previous, IntakeOptions(**options))
+
+
+def statuses(table: pa.Table) -> dict[str, str]:
+    return dict(zip(table.column("id").to_pylist(), table.column("status").to_pylist(), strict=True))
+
+
+def row(table: pa.Table, key: str) -> dict[str, Any]:
+    (found,) = [r for r in table.to_pylist() if r["id"] == key]
+    return found
+
+
+def test_a_prefix_becomes_files_and_rows(bucket: Bucket, mirror: Mirror, speech: bytes) -> None:
+    etag = bucket.put("calls/2024/a.wav", speech, ContentType="audio/wav", Metadata={"speaker": "seven"})
+    bucket.put("other/b.wav", speech)
+    intake = take(bucket, mirror)
+    assert intake.table.schema == RAW_AUDIO.schema
+    (found,) = intake.table.to_pylist()
+    modified = found.pop("last_modified")
+    assert modified.utcoffset().total_seconds() == 0
+    assert found == {
+        "id": "calls/2024/a.wav",
+        "prefix": "calls/",
+        "etag": etag,
+        "size_bytes": len(speech),
+        "content_type": "audio/wav",
+        "metadata": [("speaker", "seven")],
+        "sha256": hashlib.sha256(speech).hexdigest(),
+        "container": "wav",
+        "codec": "pcm_s16le",
+        "sample_rate_hz": 16_000,
+        "channels": 1,
+        "duration_s": 1.0,
+        "status": "ok",
+        "error": None,
+    }
+    assert (mirror.root / "calls" / "2024" / "a.wav").read_bytes() == speech
+    assert (intake.downloaded, intake.skipped, intake.failed, intake.listed) == (1, 0, 0, 1)
+    assert intake.bytes_downloaded == len(speech)
+
+
+def test_a_second_intake_fetches_nothing_and_says_the_same(bucket: Bucket, mirror: Mirror, speech: bytes) -> None:
+    bucket.put("calls/a.wav", speech)
+    bucket.put("calls/text.mp3", b"no audio")
+    first = take(bucket, mirror)
+    requests: list[str] = []
+    bucket.client.meta.events.register("before-send.s3", lambda request, **_: requests.append(request.method))
+    second = take(bucket, mirror, first.table)
+    assert requests == ["GET"]  # the listing
+    assert (second.downloaded, second.skipped, second.bytes_downloaded) == (0, 2, 0)
+    assert second.table.equals(first.table)
+
+
+def test_an_overwritten_object_alone_is_fetched_again(
+    bucket: Bucket, mirror: Mirror, speech: bytes, tmp_path: Path
+) -> None:
+    bucket.put("calls/a.wav", speech)
+    bucket.put("calls/b.wav", speech)
+    first = take(bucket, mirror)
+    bucket.put("calls/b.wav", tone(tmp_path, seconds=2.0))
+    second = take(bucket, mirror, first.table)
+    assert (second.downloaded, second.skipped) == (1, 1)
+    assert row(second.table, "calls/b.wav")["duration_s"] == 2.0
+    assert row(second.table, "calls/a.wav") == row(first.table, "calls/a.wav")
+
+
+def test_a_vanished_object_is_gone_and_comes_back(bucket: Bucket, mirror: Mirror, speech: bytes) -> None:
+    bucket.put("calls/a.wav", speech)
+    bucket.put("calls/b.wav", speech)
+    first = take(bucket, mirror)
+    bucket.delete("calls/b.wav")
+    second = take(bucket, mirror, first.table)
+    assert statuses(second.table) == {"calls/a.wav": "ok", "calls/b.wav": "gone"}
+    gone = row(second.table, "calls/b.wav")
+    assert gone["sha256"] == row(first.table, "calls/b.wav")["sha256"]
+    assert gone["error"] == "no longer in the bucket"
+    assert take(bucket, mirror, second.table).table.equals(second.table)
+    bucket.put("calls/b.wav", speech)
+    assert statuses(take(bucket, mirror, second.table).table)["calls/b.wav"] == "ok"
+
+
+def test_a_file_lost_from_the_mirror_is_fetched_again(bucket: Bucket, mirror: Mirror, speech: bytes) -> None:
+    bucket.put("calls/a.wav", speech)
+    first = take(bucket, mirror)
+    mirror.path_for("calls/a.wav").write_bytes(b"overwritten by hand")
+    assert take(bucket, mirror, first.table).downloaded == 1
+    assert mirror.path_for("calls/a.wav").read_bytes() == speech
+
+
+def test_bad_files_are_rows_with_a_reason_and_the_others_go_on(bucket: Bucket, mirror: Mirror, speech: bytes) -> None:
+    bucket.put("calls/good.wav", speech)
+    bucket.put("calls/header.wav", speech[:20])
+    bucket.put("calls/text.mp3", b"This is text. " * 100)
+    bucket.put("calls/zero.flac", b"")
+    table = take(bucket, mirror).table
+    assert statuses(table) == {
+        "calls/good.wav": "ok",
+        "calls/header.wav": "invalid",
+        "calls/text.mp3": "invalid",
+        "calls/zero.flac": "invalid",
+    }
+    errors = {r["id"]: r["error"] for r in table.to_pylist()}
+    assert errors["calls/zero.flac"] == "the file has zero bytes"
+    assert "not audio" in errors["calls/text.mp3"]
+    assert all(r["sha256"] and r["duration_s"] is None for r in table.to_pylist() if r["status"] == "invalid")
+
+
+def test_a_file_that_cannot_be_fetched_is_a_row_and_is_tried_again(
+    faulty: FaultyServer, faulty_client: Any, mirror: Mirror, speech: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
+    faulty.put("calls/a.wav", speech)
+    faulty.put("calls/b.wav", speech)
+    faulty.faults["calls/a.wav"] = ["corrupt"] * 5
+    first = ingest_prefix(faulty_client, "b", "calls/", 0, mirror)
+    assert first.table.num_rows == 0
+    first = ingest_prefix(faulty_client, "b", "calls/", 1, mirror)
+    assert statuses(first.table) == {"calls/a.wav": "failed", "calls/b.wav": "ok"}
+    failed = row(first.table, "calls/a.wav")
+    assert failed["sha256"] is None
+    assert failed["etag"] == faulty.etags["calls/a.wav"]
+    assert "MD5" in failed["error"]
+    assert (first.downloaded, first.failed) == (1, 1)
+    second = ingest_prefix(faulty_client, "b", "calls/", 1, mirror, first.table)
+    assert statuses(second.table) == {"calls/a.wav": "ok", "calls/b.wav": "ok"}
+    assert (second.downloaded, second.skipped) == (1, 1)
+
+
+def test_refused_credentials_end_the_intake_at_once(
+    faulty: FaultyServer, faulty_client: Any, mirror: Mirror, speech: bytes
+) -> None:
+    for i in range(50):
+        faulty.put(f"calls/{i:02}.wav", speech)
+        faulty.faults[f"calls/{i:02}.wav"] = [401]
+    with pytest.raises(SettingsError, match="R2_ACCESS_KEY_ID"):
+        ingest_prefix(faulty_client, "b", "calls/", 1, mirror, None, IntakeOptions(batch_size=5, max_workers=2))
+    assert len(faulty.requests) <= 5
+
+
+def test_workers_fetch_at_the_same_time(
+    faulty: FaultyServer, faulty_client: Any, mirror: Mirror, speech: bytes
+) -> None:
+    for i in range(8):
+        faulty.put(f"calls/{i}.wav", speech)
+    # No object is sent before four requests wait: fewer workers would never get any.
+    faulty.barrier = threading.Barrier(4)
+    options = IntakeOptions(batch_size=8, max_workers=4)
+    assert ingest_prefix(faulty_client, "b", "calls/", 1, mirror, None, options).downloaded == 8
+    assert faulty.most_at_once == 4
+
+
+def test_a_batch_bounds_what_is_fetched_at_once(
+    faulty: FaultyServer, faulty_client: Any, mirror: Mirror, speech: bytes
+) -> None:
+    for i in range(8):
+        faulty.put(f"calls/{i}.wav", speech)
+    faulty.barrier = threading.Barrier(2)
+    options = IntakeOptions(batch_size=2, max_workers=8)
+    assert ingest_prefix(faulty_client, "b", "calls/", 1, mirror, None, options).downloaded == 8
+    assert faulty.most_at_once == 2
+
+
+def test_limit_takes_the_first_keys_and_leaves_other_rows_alone(bucket: Bucket, mirror: Mirror, speech: bytes) -> None:
+    for name in "cab":
+        bucket.put(f"calls/{name}.wav", speech)
+    first = take(bucket, mirror, limit=2)
+    assert list(statuses(first.table)) == ["calls/a.wav", "calls/b.wav"]
+    assert (first.listed, first.selected) == (3, 2)
+    whole = take(bucket, mirror, first.table)
+    narrowed = take(bucket, mirror, whole.table, limit=1)
+    assert narrowed.table.equals(whole.table)
+    assert (narrowed.skipped, narrowed.selected) == (1, 1)
+    assert take(bucket, mirror, limit=0).table.num_rows == 0
+
+
+def test_key_prefixes_narrow_the_intake_and_leave_other_rows_alone(
+    bucket: Bucket, mirror: Mirror, speech: bytes
+) -> None:
+    for name in ("a1", "a2", "b1"):
+        bucket.put(f"calls/{name}.wav", speech)
+    whole = take(bucket, mirror)
+    for name in ("a2", "b1"):
+        bucket.delete(f"calls/{name}.wav")
+    narrowed = take(bucket, mirror, whole.table, key_prefixes=("calls/a", "talks/"))
+    assert statuses(narrowed.table) == {"calls/a1.wav": "ok", "calls/a2.wav": "gone", "calls/b1.wav": "ok"}
+    assert narrowed.selected == 1
+
+
+def test_progress_is_told_once_per_file(bucket: Bucket, mirror: Mirror, speech: bytes) -> None:
+    for name in "abc":
+        bucket.put(f"calls/{name}.wav", speech)
+    bucket.put("calls/zero.wav", b"")
+    told: list[IntakeProgress] = []
+    ingest_prefix(bucket.client, bucket.name, "calls/", 1, mirror, on_progress=told.append)
+    assert [p.done for p in told] == [1, 2, 3, 4]
+    assert {p.total for p in told} == {4}
+    assert {(p.key, p.action, p.status) for p in told} == {
+        ("calls/a.wav", "downloaded", "ok"),
+        ("calls/b.wav", "downloaded", "ok"),
+        ("calls/c.wav", "downloaded", "ok"),
+        ("calls/zero.wav", "downloaded", "invalid"),
+    }
+    assert told[-1].bytes_downloaded == 3 * len(speech)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"max_workers": 0}, {"limit": -1}])
+def test_options_that_make_no_sense_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"limit|batch_size"):
+        IntakeOptions(**options)
+
+
+ODD_KEYS = [
+    "../escape.wav",
+    "../../escape.wav",
+    "/absolute.wav",
+    "a//b.wav",
+    "./a.wav",
+    "a/../b.wav",
+    "x.wav",
+    "x.wav/y.wav",
+    "x.wav/y.wav/z.mp3",
+    ".state/objects/a.wav",
+    "back\\slash.wav",
+    "bell\x07.wav",
+    "tab\tand space .wav",
+    "%2E%2E/%2e.wav",
+    "a+b&c=d?e#f.wav",
+    "quote\"'<>.wav",
+    "A.WAV",
+    "a.wav",
+    "Zo\u00eb.wav",
+    "Zoe\u0308.wav",
+    "会議.wav",
+    "🎙.wav",
+    "l" * 300 + ".wav",
+    "é" * 400 + "/a.wav",
+    "x" * 240 + "../b.wav",
+]
+
+
+def test_odd_keys_come_through_whole_and_stay_inside(odd_server: str, mirror: Mirror, speech: bytes) -> None:
+    client = plain_client(odd_server)
+    client.create_bucket(Bucket="odd")
+    contents = {key: speech + bytes([i]) for i, key in enumerate(ODD_KEYS)}
+    for key, content in contents.items():
+        client.put_object(Bucket="odd", Key=key, Body=content)
+    outside = {p for p in mirror.root.parent.rglob("*") if not p.is_relative_to(mirror.root)}
+    for depth in (0, 1, 2):
+        table = pa.concat_tables(
+            ingest_prefix(client, "odd", p.prefix, depth, mirror).table
+            for p in discover_prefixes(list_objects(client, "odd"), depth)
+        )
+        assert statuses(table) == dict.fromkeys(ODD_KEYS, "ok")
+        assert table.num_rows == len(ODD_KEYS)
+    for key, content in contents.items():
+        assert mirror.path_for(key).read_bytes() == content
+    assert sorted(mirror.files()) == sorted(ODD_KEYS)
+    assert {p for p in mirror.root.parent.rglob("*") if not p.is_relative_to(mirror.root)} == outside
+    client.close()
+
+
+def test_two_intakes_at_once_end_with_one_complete_mirror(bucket: Bucket, mirror: Mirror, speech: bytes) -> None:
+    for i in range(10):
+        bucket.put(f"calls/{i}.wav", speech)
+    found: list[Intake] = []
+    threads = [threading.Thread(target=lambda: found.append(take(bucket, mirror))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[0].table.equals(found[1].table)
+    assert set(statuses(found[0].table).values()) == {"ok"}
+    assert len(list(mirror.files("calls/"))) == 10
+
+
+# Without a bucket: the files as they lie.
+
+
+def test_files_copied_in_by_hand_are_rows_without_an_etag(mirror: Mirror) -> None:
+    path = write_tone(mirror.root / "calls" / "my day" / "A.wav")
+    (mirror.root / "calls" / "text.mp3").write_text("no audio")
+    (mirror.root / "calls" / "readme.txt").write_text("not counted")
+    intake = ingest_mirror(mirror, "calls/", 1)
+    assert statuses(intake.table) == {"calls/my day/A.wav": "ok", "calls/text.mp3": "invalid"}
+    found = row(intake.table, "calls/my day/A.wav")
+    assert found["etag"] is None
+    assert found["last_modified"] is None
+    assert found["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert found["size_bytes"] == path.stat().st_size
+    assert (intake.downloaded, intake.skipped) == (0, 2)
+
+
+def test_what_was_downloaded_reads_the_same_without_the_bucket(bucket: Bucket, mirror: Mirror, speech: bytes) -> None:
+    bucket.put("calls/a.wav", speech, Metadata={"speaker": "seven"})
+    bucket.put("calls/zero.wav", b"")
+    online = take(bucket, mirror)
+    assert ingest_mirror(mirror, "calls/", 1).table.equals(online.table)
+    assert ingest_mirror(mirror, "calls/", 1, online.table).table.equals(online.table)
+
+
+def test_a_file_replaced_by_hand_is_no_longer_the_buckets(
+    mirror: Mirror, bucket: Bucket, speech: bytes, tmp_path: Path
+) -> None:
+    bucket.put("calls/a.wav", speech)
+    online = take(bucket, mirror)
+    write_tone(mirror.path_for("calls/a.wav"), seconds=3.0)
+    found = row(ingest_mirror(mirror, "calls/", 1, online.table).table, "calls/a.wav")
+    assert found["etag"] is None
+    assert found["duration_s"] == 3.0
+
+
+def test_hashes_are_remembered_while_files_stay_as_they_are(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tone(mirror.root / "calls" / "a.wav")
+    first = ingest_mirror(mirror, "calls/", 1)
+
+    def never(path: Path) -> str:
+        raise AssertionError(f"{path} was read again")
+
+    monkeypatch.setattr("audio_assets.ingest.mirror._sha256", never)
+    assert ingest_mirror(mirror, "calls/", 1, first.table).table.equals(first.table)
+
+
+def test_missing_files_are_gone_only_when_they_were_the_users_own(
+    bucket: Bucket, mirror: Mirror, speech: bytes
+) -> None:
+    bucket.put("calls/remote.wav", speech)
+    take(bucket, mirror)
+    write_tone(mirror.root / "calls" / "own.wav")
+    both = ingest_mirror(mirror, "calls/", 1).table
+    for key in statuses(both):
+        mirror.path_for(key).unlink()
+    after = ingest_mirror(mirror, "calls/", 1, both).table
+    assert statuses(after) == {"calls/own.wav": "gone", "calls/remote.wav": "ok"}
+
+
+def test_a_file_name_that_is_no_key_is_a_row_that_says_so(mirror: Mirror) -> None:
+    write_tone(mirror.root / "calls" / "a%2Fb.wav")
+    table = ingest_mirror(mirror, "calls/", 1).table
+    assert statuses(table) == {"calls/a%2Fb.wav": "failed"}
+    assert "rename the file" in row(table, "calls/a%2Fb.wav")["error"]
+
+
+def test_limit_and_key_prefixes_hold_without_a_bucket(mirror: Mirror) -> None:
+    for name in ("a", "b", "c"):
+        write_tone(mirror.root / "calls" / f"{name}.wav")
+    assert list(statuses(ingest_mirror(mirror, "calls/", 1, None, IntakeOptions(limit=2)).table)) == [
+        "calls/a.wav",
+        "calls/b.wav",
+    ]
+    options = IntakeOptions(key_prefixes=("calls/b",))
+    assert list(statuses(ingest_mirror(mirror, "calls/", 1, None, options).table)) == ["calls/b.wav"]
+
+
+def test_prefixes_of_the_mirror(mirror: Mirror) -> None:
+    assert mirror_prefixes(mirror, 1) == []
+    size = write_tone(mirror.root / "a.wav").stat().st_size
+    write_tone(mirror.root / "calls" / "2024" / "b.wav")
+    found = {p.partition: (p.object_count, p.size_bytes) for p in mirror_prefixes(mirror, 1)}
+    assert found == {"_root_": (1, size), "calls": (1, size)}

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import os
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from audio_assets.errors import FileFailed
+from audio_assets.ingest.listing import RemoteObject
+from audio_assets.ingest.mirror import STATE_DIRECTORY, Mirror, ObjectState
+
+ROOT = Path("/mirror")
+# Made of the pieces that could break out, collide or be misread, far oftener than chance would make them.
+PIECES = st.sampled_from(
+    [
+        "..",
+        ".",
+        "/",
+        "//",
+        "\\",
+        "\x00",
+        "\n",
+        "%",
+        "%2F",
+        "%2E",
+        "%25",
+        "%ED%A0%80",
+        ".state",
+        ".wav",
+        "a",
+        "ü",
+        "u\u0308",
+        "é" * 90,
+    ]
+)
+KEYS = st.one_of(st.text(), st.lists(st.one_of(PIECES, st.text(max_size=3)), max_size=40).map("".join)).filter(
+    lambda key: len(key.encode()) <= 1024
+)
+
+
+@given(KEYS)
+@example("../../etc/passwd")
+@example("/etc/passwd")
+@example("a/" * 500 + "x.wav")
+@example("/" * 1020 + ".wav")
+@example("\x00" * 1024)
+@example("é" * 512)
+@example("a" * 239 + "é" + "b" * 700)
+@example("x" * 240 + "..")
+def test_every_key_has_a_path_inside_the_mirror_and_comes_back(key: str) -> None:
+    mirror = Mirror(ROOT)
+    path = mirror.path_for(key)
+    relative = path.relative_to(ROOT)
+    assert Path(os.path.normpath(path)) == path
+    assert relative.parts
+    assert relative.parts[0] != STATE_DIRECTORY
+    assert all(0 < len(part.encode()) <= 255 for part in relative.parts)
+    assert all("\x00" not in part and "\\" not in part and "\n" not in part for part in relative.parts)
+    # What Linux allows for a whole path, less a generous root.
+    assert len(os.fsencode(relative)) < 4096 - 512
+    assert mirror.key_for(path) == key
+    assert mirror.key_for(relative) == key
+
+
+@given(KEYS, KEYS)
+def test_two_keys_never_share_a_path(one: str, other: str) -> None:
+    mirror = Mirror(ROOT)
+    assert (one == other) == (mirror.path_for(one) == mirror.path_for(other))
+
+
+@given(KEYS, KEYS)
+@example("a.wav", "a.wav/b")
+@example("a.WAV", "a.WAV/.mp3")
+def test_no_audio_file_stands_where_another_needs_a_folder(one: str, other: str) -> None:
+    mirror = Mirror(ROOT)
+    assert mirror.path_for(one + ".wav") not in mirror.path_for(other + ".wav").parents
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["calls/2024/01/a b.wav", "Zoë/naïve (1).mp3", "100%.wav", "a%20b.wav", "会議/録音.m4a", ".hidden.ogg", "a..b.wav"],
+)
+def test_ordinary_keys_keep_their_names(key: str) -> None:
+    assert Mirror(ROOT).path_for(key) == ROOT / key
+
+
+def test_a_path_that_no_key_has_is_named_and_never_guessed_at() -> None:
+    mirror = Mirror(ROOT)
+    with pytest.raises(ValueError, match=r"a%5Cb%2E\.wav is not the path of an object"):
+        mirror.key_for(Path("a%5Cb%2E.wav"))
+    with pytest.raises(ValueError, match="subpath"):
+        mirror.key_for(Path("/elsewhere/a.wav"))
+
+
+def stored(mirror: Mirror, key: str, content: bytes = b"content", etag: str = "e1") -> ObjectState:
+    with mirror.storing(key) as part:
+        part.write_bytes(content)
+    now = mirror.inspect(key)
+    assert now is not None
+    state = ObjectState(**{**vars(now), "etag": etag, "content_type": "audio/wav", "metadata": {"speaker": "Ä"}})
+    mirror.record(state)
+    return state
+
+
+def listed(key: str, etag: str = "e1", size: int = 7) -> RemoteObject:
+    return RemoteObject(key, etag, size, datetime(2026, 1, 2, tzinfo=timezone.utc))
+
+
+def test_state_comes_back_as_it_was_recorded(mirror: Mirror) -> None:
+    state = stored(mirror, "calls/a.wav")
+    assert mirror.state("calls/a.wav") == state
+    assert mirror.state("calls/b.wav") is None
+
+
+def test_holds_what_was_listed_and_nothing_else(mirror: Mirror) -> None:
+    stored(mirror, "a.wav")
+    assert mirror.holds(listed("a.wav"))
+    assert not mirror.holds(listed("a.wav", etag="e2"))
+    assert not mirror.holds(listed("a.wav", size=8))
+    assert not mirror.holds(listed("b.wav"))
+
+
+def test_a_removed_file_is_not_held(mirror: Mirror) -> None:
+    stored(mirror, "a.wav")
+    mirror.path_for("a.wav").unlink()
+    assert not mirror.holds(listed("a.wav"))
+
+
+def test_a_file_changed_in_place_is_not_held_even_at_the_same_size(mirror: Mirror) -> None:
+    stored(mirror, "a.wav")
+    path = mirror.path_for("a.wav")
+    path.write_bytes(b"CONTENT")
+    os.utime(path, ns=(0, 0))
+    assert not mirror.holds(listed("a.wav"))
+    changed = mirror.inspect("a.wav")
+    assert changed is not None
+    assert changed.etag is None
+
+
+def test_a_file_that_was_only_touched_is_still_held(mirror: Mirror) -> None:
+    stored(mirror, "a.wav")
+    os.utime(mirror.path_for("a.wav"), ns=(1, 1))
+    assert mirror.holds(listed("a.wav"))
+
+
+def test_a_damaged_record_means_nothing_is_known(mirror: Mirror) -> None:
+    stored(mirror, "a.wav")
+    (record,) = (mirror.root / STATE_DIRECTORY / "objects").rglob("*.json")
+    for damage in (b"", b"{", b"[]", b'{"key": "a.wav"}', record.read_bytes().replace(b"a.wav", b"b.wav")):
+        record.write_bytes(damage)
+        assert mirror.state("a.wav") is None
+        assert not mirror.holds(listed("a.wav"))
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_litter(mirror: Mirror) -> None:
+    stored(mirror, "a.wav", b"old")
+    with pytest.raises(RuntimeError), mirror.storing("a.wav") as part:
+        part.write_bytes(b"half")
+        raise RuntimeError
+    assert mirror.path_for("a.wav").read_bytes() == b"old"
+    assert not list((mirror.root / STATE_DIRECTORY / "parts").iterdir())
+
+
+def test_a_folder_in_the_way_is_an_error_of_that_file(mirror: Mirror) -> None:
+    (mirror.root / "a.wav").mkdir(parents=True)
+    with pytest.raises(FileFailed, match=r"a\.wav cannot be written"), mirror.storing("a.wav") as part:
+        part.write_bytes(b"x")
+
+
+def test_files_are_found_however_they_came_there(mirror: Mirror) -> None:
+    stored(mirror, "calls/a.wav")
+    stored(mirror, "x.wav/../deep.mp3")
+    copied = mirror.root / "calls" / "by hand" / "B.MP3"
+    copied.parent.mkdir(parents=True)
+    copied.write_bytes(b"x")
+    (mirror.root / "calls" / "notes.txt").write_text("not audio")
+    assert sorted(mirror.files()) == ["calls/a.wav", "calls/by hand/B.MP3", "x.wav/../deep.mp3"]
+    assert sorted(mirror.files("calls/")) == ["calls/a.wav", "calls/by hand/B.MP3"]
+    assert list(mirror.files("calls/by")) == ["calls/by hand/B.MP3"]
+    assert list(mirror.files("nowhere/")) == []
+
+
+def test_files_under_a_folder_spelled_in_nfd_are_found_by_its_nfc_name(mirror: Mirror) -> None:
+    key = "Zoe\u0308/a.wav"
+    stored(mirror, key)
+    assert list(mirror.files("Zo\u00eb/")) == [key]
+
+
+def test_a_name_that_is_no_objects_is_reported_and_not_read_as_another_key(mirror: Mirror) -> None:
+    mirror.root.mkdir()
+    (mirror.root / "a%2Eb.wav").write_bytes(b"x")
+    Path(os.fsdecode(os.fsencode(mirror.root) + b"/latin\xe9.wav")).write_bytes(b"x")
+    assert list(mirror.files()) == []
+    assert sorted(mirror.misnamed()) == ["a%2Eb.wav", "latin\ufffd.wav"]
+
+
+def test_leftovers_of_dead_downloads_go_after_a_day_and_living_ones_stay(mirror: Mirror) -> None:
+    parts = mirror.root / STATE_DIRECTORY / "parts"
+    parts.mkdir(parents=True)
+    for name, age_s in (("dead.part", 2 * 86400), ("living.part", 60)):
+        (parts / name).write_bytes(b"x")
+        os.utime(parts / name, (time.time() - age_s,) * 2)
+    assert mirror.remove_stale_parts() == 1
+    assert [part.name for part in parts.iterdir()] == ["living.part"]

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import pytest
+
+from audio_assets.errors import FileFailed, InvalidAudio
+from audio_assets.ingest.listing import AUDIO_EXTENSIONS
+from audio_assets.ingest.probe import probe
+from audio_assets_tests.ingest.audio import write_silent_video, write_tone
+
+# extension -> container and codec as FFmpeg names them, sample rate
+EXPECTED = {
+    ".wav": ("wav", "pcm_s16le", 16_000),
+    ".flac": ("flac", "flac", 16_000),
+    ".mp3": ("mp3", "mp3", 16_000),
+    ".m4a": ("mov,mp4,m4a,3gp,3g2,mj2", "aac", 16_000),
+    ".mp4": ("mov,mp4,m4a,3gp,3g2,mj2", "aac", 16_000),
+    ".aac": ("aac", "aac", 16_000),
+    ".ogg": ("ogg", "opus", 48_000),
+    ".opus": ("ogg", "opus", 48_000),
+    ".webm": ("matroska,webm", "opus", 48_000),
+}
+
+
+def test_every_extension_that_is_taken_in_is_tried() -> None:
+    assert set(EXPECTED) == set(AUDIO_EXTENSIONS)
+
+
+@pytest.mark.parametrize("extension", AUDIO_EXTENSIONS)
+def test_header_of_each_format(extension: str, tmp_path: Path) -> None:
+    found = probe(write_tone(tmp_path / f"tone{extension}", seconds=1.5, channels=2))
+    assert (found.container, found.codec, found.sample_rate_hz) == EXPECTED[extension]
+    assert found.channels == 2
+    # Encoders pad to whole frames; raw AAC has no length in its header, so FFmpeg estimates one.
+    assert found.duration_s == pytest.approx(1.5, abs=0.2)
+
+
+def test_vorbis_in_ogg(tmp_path: Path) -> None:
+    import numpy as np
+    import soundfile
+
+    path = tmp_path / "a.ogg"
+    soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 16_000), 16_000, format="OGG", subtype="VORBIS")
+    assert probe(path).codec == "vorbis"
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.3])
+def test_a_very_short_recording_is_audio(seconds: float, tmp_path: Path) -> None:
+    for extension in AUDIO_EXTENSIONS:
+        assert probe(write_tone(tmp_path / f"tone{extension}", seconds=seconds)).channels == 1
+
+
+def test_content_decides_not_the_name(tmp_path: Path) -> None:
+    path = write_tone(tmp_path / "a.wav").rename(tmp_path / "a.mp3")
+    assert probe(path).container == "wav"
+
+
+@pytest.mark.parametrize("extension", AUDIO_EXTENSIONS)
+def test_zero_bytes(extension: str, tmp_path: Path) -> None:
+    path = tmp_path / f"empty{extension}"
+    path.touch()
+    with pytest.raises(InvalidAudio, match="zero bytes"):
+        probe(path)
+
+
+@pytest.mark.parametrize("extension", AUDIO_EXTENSIONS)
+@pytest.mark.parametrize("content", [b"Hello, this is plain text.\n" * 100, b"x", bytes(5000), b"\xff\xfb" * 2000])
+def test_what_is_not_audio(extension: str, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / f"a{extension}"
+    path.write_bytes(content)
+    with pytest.raises(InvalidAudio):
+        probe(path)
+
+
+@pytest.mark.parametrize("extension", AUDIO_EXTENSIONS)
+@pytest.mark.parametrize("length", [1, 4, 20, 40])
+def test_a_header_cut_short(extension: str, length: int, tmp_path: Path) -> None:
+    path = write_tone(tmp_path / f"a{extension}")
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(InvalidAudio):
+        probe(path)
+
+
+def test_a_whole_header_with_nothing_after_it(tmp_path: Path) -> None:
+    path = write_tone(tmp_path / "a.wav")
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(b"data") + 8])
+    with pytest.raises(InvalidAudio, match="a wav header, but nothing decodes"):
+        probe(path)
+
+
+def test_m4a_without_its_index(tmp_path: Path) -> None:
+    path = write_tone(tmp_path / "a.m4a")
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(b"moov")])
+    with pytest.raises(InvalidAudio):
+        probe(path)
+
+
+def test_a_video_without_sound(tmp_path: Path) -> None:
+    with pytest.raises(InvalidAudio, match="no audio stream"):
+        probe(write_silent_video(tmp_path / "a.mp4"))
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "ffconcat version 1.0\nfile '{victim}'\n",
+        "ffconcat version 1.0\nfile 'victim.wav'\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile://{victim}\n#EXT-X-ENDLIST\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nvictim.wav\n#EXT-X-ENDLIST\n",
+        "v=0\nc=IN IP4 127.0.0.1\nm=audio 4 RTP/AVP 0\n",
+    ],
+)
+@pytest.mark.parametrize("name", ["x.mp3", "x.wav", "x.m4a"])
+def test_a_script_named_like_audio_opens_no_other_file(script: str, name: str, tmp_path: Path) -> None:
+    victim = write_tone(tmp_path / "victim.wav")
+    path = tmp_path / name
+    path.write_text(script.format(victim=victim))
+    # An access time long past moves on the first read, also by code that Python does not see.
+    os.utime(victim, ns=(0, victim.stat().st_mtime_ns))
+    with pytest.raises(InvalidAudio):
+        probe(path)
+    assert victim.stat().st_atime_ns == 0
+    victim.read_bytes()
+    if victim.stat().st_atime_ns == 0:
+        pytest.skip("this file system records no access times, so the test proves only that the script is refused")
+
+
+def test_a_missing_file_is_not_called_invalid(tmp_path: Path) -> None:
+    with pytest.raises(FileFailed, match="not in the mirror"):
+        probe(tmp_path / "a.wav")
+
+
+def test_damaged_files_print_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = write_tone(tmp_path / "a.mp3")
+    content = bytearray(path.read_bytes())
+    content[200:400] = b"\xaa" * 200
+    path.write_bytes(content)
+    with contextlib.suppress(InvalidAudio):
+        probe(path)
+    assert capfd.readouterr() == ("", "")
