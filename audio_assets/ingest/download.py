@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def download(
     *,
     attempts: int = ATTEMPTS,
     first_wait_s: float = FIRST_WAIT_S,
+    cancelled: threading.Event | None = None,
 ) -> ObjectState:
     """Fetch one object into ``mirror`` and record its state.
 
@@ -62,18 +64,20 @@ def download(
         mirror: where the file and its state go.
         attempts: tries in all, on 429, 5xx, broken connections, short or damaged bodies.
         first_wait_s: mean of the first wait between tries, in seconds.
+        cancelled: once set, waits end, no further try is made, and a body in flight is dropped.
 
     Raises:
         SettingsError: credentials or bucket are refused (401, 403): no file can be had.
         ObjectGone: the object was deleted since it was listed.
         FileFailed: given up.
     """
+    cancelled = cancelled or threading.Event()
     try:
-        return _with_retries(client, bucket, found, mirror, attempts, first_wait_s)
+        return _with_retries(client, bucket, found, mirror, attempts, first_wait_s, cancelled)
     except _ChangedError:
         found = _look_again(client, bucket, found.key)
     try:
-        return _with_retries(client, bucket, found, mirror, attempts, first_wait_s)
+        return _with_retries(client, bucket, found, mirror, attempts, first_wait_s, cancelled)
     except _ChangedError as error:
         raise FileFailed(
             f"the object keeps changing while it is fetched ({error}); the next run tries again"
@@ -81,27 +85,38 @@ def download(
 
 
 def _with_retries(
-    client: Any, bucket: str, found: RemoteObject, mirror: Mirror, attempts: int, first_wait_s: float
+    client: Any,
+    bucket: str,
+    found: RemoteObject,
+    mirror: Mirror,
+    attempts: int,
+    first_wait_s: float,
+    cancelled: threading.Event,
 ) -> ObjectState:
     import tenacity
 
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(_RetryError),
-        stop=tenacity.stop_after_attempt(attempts),
+        stop=tenacity.stop_any(tenacity.stop_after_attempt(attempts), tenacity.stop_when_event_set(cancelled)),
         wait=tenacity.wait_random_exponential(multiplier=2 * first_wait_s, max=LONGEST_WAIT_S),
+        sleep=tenacity.sleep_using_event(cancelled),
         reraise=True,
     )
     try:
-        return retrying(_once, client, bucket, found, mirror)
+        return retrying(_once, client, bucket, found, mirror, cancelled)
     except _RetryError as error:
+        if cancelled.is_set():
+            raise FileFailed("the download was cancelled; the next run tries again") from error
         raise FileFailed(f"download failed {attempts} times: {error}; the next run tries again") from error
 
 
-def _once(client: Any, bucket: str, found: RemoteObject, mirror: Mirror) -> ObjectState:
+def _once(client: Any, bucket: str, found: RemoteObject, mirror: Mirror, cancelled: threading.Event) -> ObjectState:
+    if cancelled.is_set():
+        raise _RetryError("cancelled")
     with mirror.storing(found.key) as part:
         response = _request(client, bucket, found)
         with contextlib.closing(response["Body"]) as body:
-            sha256, md5, size = _receive(body, part, found.size_bytes)
+            sha256, md5, size = _receive(body, part, found.size_bytes, cancelled)
         if size != found.size_bytes:
             raise _RetryError(f"{size} of {found.size_bytes} bytes arrived")
         if _etag_is_md5(found.etag, response) and md5 != found.etag:
@@ -128,7 +143,7 @@ def _request(client: Any, bucket: str, found: RemoteObject) -> Any:
         raise _judged(error, client, bucket) from error
 
 
-def _receive(body: Any, part: Path, expected: int) -> tuple[str, str, int]:
+def _receive(body: Any, part: Path, expected: int, cancelled: threading.Event) -> tuple[str, str, int]:
     """Write the body to ``part``; returns SHA-256, MD5 and size of what arrived."""
     from botocore.exceptions import BotoCoreError
     from urllib3.exceptions import HTTPError
@@ -151,6 +166,8 @@ def _receive(body: Any, part: Path, expected: int) -> tuple[str, str, int]:
             sha256.update(block)
             md5.update(block)
             file.write(block)
+            if cancelled.is_set():
+                raise _RetryError("cancelled")
             if time.monotonic() > deadline:
                 raise _RetryError(f"only {size} of {expected} bytes arrived within {limit_s:.0f} s")
     return sha256.hexdigest(), md5.hexdigest(), size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -128,8 +129,8 @@ def ingest_prefix(
     chosen = [found for found in listed if options.wants(found.key)][: options.limit]
     mirror.remove_stale_parts()
 
-    def take(found: RemoteObject) -> _Taken:
-        return _take_object(client, bucket, found, prefix, mirror, known.get(found.key))
+    def take(found: RemoteObject, cancelled: threading.Event) -> _Taken:
+        return _take_object(client, bucket, found, prefix, mirror, known.get(found.key), cancelled)
 
     names = {found.key for found in listed}
     kept = _leftovers(known, names, {found.key for found in chosen}, options, _gone_from_bucket)
@@ -162,7 +163,7 @@ def ingest_mirror(
     keys = sorted(key for key in mirror.files(prefix) if prefix_of(key, depth) == prefix)
     chosen = [key for key in keys if options.wants(key)][: options.limit]
 
-    def take(key: str) -> _Taken:
+    def take(key: str, _: threading.Event) -> _Taken:
         return _take_file(key, prefix, mirror, known.get(key))
 
     kept = _leftovers(known, set(keys), set(chosen), options, _gone_from_mirror)
@@ -190,7 +191,7 @@ def mirror_prefixes(mirror: Mirror, depth: int) -> list[PrefixListing]:
 
 def _run(
     chosen: Sequence[Any],
-    take: Callable[[Any], _Taken],
+    take: Callable[[Any, threading.Event], _Taken],
     kept: dict[str, Row],
     listed: int,
     options: IntakeOptions,
@@ -199,10 +200,11 @@ def _run(
     rows = dict(kept)
     actions: Counter[str] = Counter()
     fetched = 0
+    cancelled = threading.Event()
     pool = ThreadPoolExecutor(max_workers=options.max_workers, thread_name_prefix="ingest")
     try:
         for batch in _batches(chosen, options.batch_size):
-            futures: list[Future[_Taken]] = [pool.submit(take, item) for item in batch]
+            futures: list[Future[_Taken]] = [pool.submit(take, item, cancelled) for item in batch]
             for future in as_completed(futures):
                 taken = future.result()
                 key = str(taken.row["id"])
@@ -214,18 +216,25 @@ def _run(
                     status = str(taken.row["status"])
                     on_progress(IntakeProgress(done, len(chosen), key, taken.action, status, fetched))
     finally:
-        # An error that dooms every file, or Ctrl-C: what has not begun is not begun.
+        # An error that dooms every file, or Ctrl-C: what has not begun is not begun, what waits to retry does not wait.
+        cancelled.set()
         pool.shutdown(wait=True, cancel_futures=True)
     table = RAW_AUDIO.from_rows([rows[key] for key in sorted(rows)])
     return Intake(table, actions["downloaded"], actions["skipped"], actions["failed"], fetched, listed, len(chosen))
 
 
 def _take_object(
-    client: Any, bucket: str, found: RemoteObject, prefix: str, mirror: Mirror, before: Row | None
+    client: Any,
+    bucket: str,
+    found: RemoteObject,
+    prefix: str,
+    mirror: Mirror,
+    before: Row | None,
+    cancelled: threading.Event,
 ) -> _Taken:
     try:
         held = mirror.state(found.key) if mirror.holds(found) else None
-        state = held or download(client, bucket, found, mirror)
+        state = held or download(client, bucket, found, mirror, cancelled=cancelled)
     except FileError as error:
         listing: Row = {"etag": found.etag, "size_bytes": found.size_bytes, "last_modified": found.last_modified}
         return _Taken(_failed_row(found.key, prefix, error.status, str(error)) | listing, "failed")

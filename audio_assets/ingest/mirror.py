@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from audio_assets.errors import FileFailed
 from audio_assets.ingest.listing import AUDIO_EXTENSIONS, RemoteObject, is_audio
@@ -327,8 +327,3 @@ def _sync_directory(directory: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def relative_name(key: str) -> str:
-    """The path of ``key`` inside any mirror, with ``/`` between components: for links from a report."""
-    return PurePosixPath(*_encode(key)).as_posix()

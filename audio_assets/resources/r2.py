@@ -56,6 +56,10 @@ class R2Resource(S3Resource):
     connect_timeout_s: float = Field(default=10.0, description="Seconds to wait for a connection.")
     read_timeout_s: float = Field(default=60.0, description="Seconds to wait for each read.")
 
+    def get_object_to_set_on_execution_context(self) -> Any:
+        """The resource itself: a client would need settings that a run without ingestion has not got."""
+        return self
+
     def bucket_name(self) -> str:
         """Name of the bucket.
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -141,12 +142,10 @@ def test_bad_files_are_rows_with_a_reason_and_the_others_go_on(bucket: Bucket, m
 def test_a_file_that_cannot_be_fetched_is_a_row_and_is_tried_again(
     faulty: FaultyServer, faulty_client: Any, mirror: Mirror, speech: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
+    monkeypatch.setattr("tenacity.wait_random_exponential.__call__", lambda *_: 0.0)
     faulty.put("calls/a.wav", speech)
     faulty.put("calls/b.wav", speech)
     faulty.faults["calls/a.wav"] = ["corrupt"] * 5
-    first = ingest_prefix(faulty_client, "b", "calls/", 0, mirror)
-    assert first.table.num_rows == 0
     first = ingest_prefix(faulty_client, "b", "calls/", 1, mirror)
     assert statuses(first.table) == {"calls/a.wav": "failed", "calls/b.wav": "ok"}
     failed = row(first.table, "calls/a.wav")
@@ -168,6 +167,24 @@ def test_refused_credentials_end_the_intake_at_once(
     with pytest.raises(SettingsError, match="R2_ACCESS_KEY_ID"):
         ingest_prefix(faulty_client, "b", "calls/", 1, mirror, None, IntakeOptions(batch_size=5, max_workers=2))
     assert len(faulty.requests) <= 5
+
+
+def test_an_error_that_dooms_every_file_waits_for_no_retries(
+    faulty: FaultyServer, faulty_client: Any, mirror: Mirror, speech: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A minute between tries: only giving the wait up ends this in time.
+    monkeypatch.setattr("tenacity.wait_random_exponential.__call__", lambda *_: 60.0)
+    faulty.put("calls/slow.wav", speech)
+    faulty.faults["calls/slow.wav"] = [503] * 100
+    faulty.put("calls/wrong.wav", speech)
+    faulty.faults["calls/wrong.wav"] = [401]
+    # Both requests are under way before either is answered.
+    faulty.barrier = threading.Barrier(2)
+    started = time.monotonic()
+    with pytest.raises(SettingsError):
+        ingest_prefix(faulty_client, "b", "calls/", 1, mirror)
+    assert time.monotonic() - started < 20
+    assert faulty.gets("calls/slow.wav") == 1
 
 
 def test_workers_fetch_at_the_same_time(

@@ -144,3 +144,14 @@ def test_secrets_given_through_dagster_reach_the_client_and_no_log(
     for text in (events, run, printed):
         assert "SAKSECRET" not in text
         assert "AKIDSECRET" not in text
+
+
+def test_a_run_that_does_not_use_the_bucket_needs_no_settings() -> None:
+    seen: list[str] = []
+
+    @dg.asset
+    def leaves_r2_alone(context: dg.AssetExecutionContext, r2: R2Resource) -> None:
+        seen.append(type(r2).__name__)
+
+    assert dg.materialize([leaves_r2_alone], resources={"r2": R2Resource()}).success
+    assert seen == ["R2Resource"]
