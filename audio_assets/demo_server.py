@@ -59,7 +59,7 @@ _LOG_LINE_LENGTH = 200
 # ends, and other systems have none. It still guards the server against the death of this supervisor.
 _SUPERVISOR = """
 import ctypes, os, signal, sys, threading, time
-grace_s, command = float(sys.argv[1]), sys.argv[2:]
+grace_s, sockets, command = float(sys.argv[1]), sys.argv[2].split(":"), sys.argv[3:]
 me = os.getpid()
 child = os.fork()
 if child == 0:
@@ -83,7 +83,13 @@ def end_with_the_pipe():
     os.kill(child, signal.SIGKILL)
 
 threading.Thread(target=end_with_the_pipe, daemon=True).start()
-os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF)
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+for path in sockets:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+os._exit(status & 0xFF)
 """
 
 
@@ -208,8 +214,9 @@ class WeedServer:
             if supervisor.stdout is not None:
                 supervisor.stdout.close()
             self.pid = None
-            for option, name in _SOCKET_NAMES.items():
-                Path(f"/tmp/{name}-{self._ports[option]}.sock").unlink(missing_ok=True)  # noqa: S108
+            # The supervisor does this too, unless it was killed.
+            for path in self._sockets():
+                Path(path).unlink(missing_ok=True)
 
     def __enter__(self) -> WeedServer:
         return self.start()
@@ -250,7 +257,16 @@ class WeedServer:
         }
         with self.log_path.open("wb") as log:
             self._supervisor = subprocess.Popen(  # noqa: S603 - the command is ours, word by word
-                [sys.executable, "-I", "-S", "-c", _SUPERVISOR, str(self.stop_grace_s), *command],
+                [
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    "-c",
+                    _SUPERVISOR,
+                    str(self.stop_grace_s),
+                    ":".join(self._sockets()),
+                    *command,
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -262,6 +278,9 @@ class WeedServer:
         assert self._supervisor.stdout is not None  # noqa: S101 - a pipe was asked for
         line = self._supervisor.stdout.readline().strip()
         self.pid = int(line) if line else None
+
+    def _sockets(self) -> list[str]:
+        return [f"/tmp/{name}-{self._ports[option]}.sock" for option, name in _SOCKET_NAMES.items()]  # noqa: S108
 
     def _wait_until_ready(self) -> bool:
         """Wait for the bucket; True when the server ended instead."""

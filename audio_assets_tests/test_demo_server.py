@@ -108,7 +108,7 @@ thread = threading.Thread(target=server.start)
 thread.start()
 thread.join()
 time.sleep(0.5)
-print(server.pid, flush=True)
+print(server.pid, server.endpoint_url.rpartition(":")[2], flush=True)
 try:
     time.sleep(60)
 finally:
@@ -129,11 +129,16 @@ def test_it_dies_with_the_process_that_started_it(end: signal.Signals, tmp_path:
     )
     with holder:
         assert holder.stdout is not None
-        pid = int(holder.stdout.readline())
+        pid, port = map(int, holder.stdout.readline().split())
         assert lives(pid)
+        assert list(Path("/tmp").glob(f"seaweedfs-*-{port}.sock"))
         holder.send_signal(end)
         holder.wait(10)
     assert dies_within(pid, 5)
+    deadline = time.monotonic() + 5
+    while list(Path("/tmp").glob(f"seaweedfs-*-{port}.sock")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @LINUX

@@ -150,7 +150,7 @@ def test_a_run_that_does_not_use_the_bucket_needs_no_settings() -> None:
     seen: list[str] = []
 
     @dg.asset
-    def leaves_r2_alone(context: dg.AssetExecutionContext, r2: R2Resource) -> None:
+    def leaves_r2_alone(r2: R2Resource) -> None:
         seen.append(type(r2).__name__)
 
     assert dg.materialize([leaves_r2_alone], resources={"r2": R2Resource()}).success
