@@ -23,7 +23,6 @@ discover_job = dg.define_asset_job(
 prefix_job = dg.define_asset_job(
     "prefix_job",
     selection=["raw_audio", "transcripts", "tokens", "prefix_summary", "token_frequency"],
-    partitions_def=prefix_partitions,
     description="Bring one prefix up to date, from its objects to its figures.",
 )
 corpus_job = dg.define_asset_job(

@@ -227,6 +227,8 @@ class _Pipeline:
         for event in result.all_events:
             if event.is_step_failure:
                 raise _error_of(event)
+            if event.is_run_failure and event.job_failure_data.error is not None:
+                raise AudioAssetsError(_reason(job_name, event.job_failure_data.error))
         if not result.success:
             raise AudioAssetsError(f"{job_name} did not finish; `audio-assets run --verbose` shows Dagster's log")
         return {
@@ -239,7 +241,11 @@ class _Pipeline:
 
 
 def _error_of(event: dg.DagsterEvent) -> AudioAssetsError:
-    """The error that made a step fail, with its exit code."""
+    """The error that made a step fail, with its exit code.
+
+    Raises:
+        KeyboardInterrupt: the step did not fail: a signal ended it.
+    """
     from audio_assets.assets.common import EXIT_CODE
 
     failure = event.step_failure_data
@@ -247,11 +253,17 @@ def _error_of(event: dg.DagsterEvent) -> AudioAssetsError:
     if user is not None and user.description:
         code = user.metadata.get(EXIT_CODE)
         return StepFailedError(user.description, exit_code=int(str(code.value)) if code is not None else 1)
-    info = failure.error
-    while info is not None and info.cause is not None:
-        info = info.cause
-    reason = info.message.strip() if info is not None else "no reason given"
-    return AudioAssetsError(f"{event.step_key}: {reason}. `audio-assets run --verbose` shows the whole story")
+    if failure.error is not None and failure.error.cls_name == "DagsterExecutionInterruptedError":
+        raise KeyboardInterrupt
+    return AudioAssetsError(_reason(str(event.step_key), failure.error))
+
+
+def _reason(what: str, error: Any) -> str:
+    """The innermost cause of an error that Dagster recorded, as one line."""
+    while error is not None and error.cause is not None:
+        error = error.cause
+    message = " ".join(error.message.split()) if error is not None else "no reason given"
+    return f"{what}: {message}. `audio-assets run --verbose` shows the whole story"
 
 
 def _choose_partitions(store: PartitionStore, wanted: Sequence[str]) -> list[tuple[str, list[str]]]:

@@ -236,9 +236,12 @@ def test_an_interrupted_run_exits_130_and_goes_on_next_time(mirror: Path, home: 
         text=True,
     )
     assert process.stderr is not None
+    seen = []
     for line in process.stderr:
+        seen.append(line)
         if "[1/2]" in line:
             break
+    assert "[1/2]" in "".join(seen[-1:]), "".join(seen)
     time.sleep(0.5)
     process.send_signal(number)
     started = time.monotonic()
