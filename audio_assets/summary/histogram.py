@@ -11,8 +11,12 @@ import numpy as np
 MAX_BINS = 24
 """More bars than this are thinner than the gaps a reader can tell apart in a plot of half a page."""
 
-_OPEN_BIN_FROM = 20
-"""Values from which on a far outlier gets an open last bin; with fewer, each value is worth its place."""
+_OPEN_BIN_FROM = 8
+"""Values from which on far outliers share an open last bin; quartiles of fewer say little."""
+
+_OUTER_FENCE = 3.0
+"""Tukey's outer fence: values more than 3 interquartile ranges above the third quartile are far out (Exploratory Data
+Analysis, 1977)."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,8 @@ class Histogram:
 def histogram(values: Sequence[float], *, whole: bool = False, limits: tuple[float, float] | None = None) -> Histogram:
     """Count ``values`` into at most `MAX_BINS` bins whose width is 1, 2 or 5 times a power of ten.
 
-    A few values far beyond the others (more than 1.5 times the 99th percentile) share an open last bin, so that one
-    long recording does not squeeze all others into one bar.
+    Values far out, beyond Tukey's outer fence, share an open last bin, so that one long recording does not squeeze all
+    others into one bar.
 
     Args:
         values: finite numbers; NaN and infinities are ignored.
@@ -64,9 +68,11 @@ def histogram(values: Sequence[float], *, whole: bool = False, limits: tuple[flo
     low, top = limits if limits else (0.0, float(data.max()))
     high = top
     if limits is None and len(data) >= _OPEN_BIN_FROM:
-        p99 = float(np.quantile(data, 0.99))
-        if 0 < p99 * 1.5 < top:
-            high = p99
+        q1, q3 = np.quantile(data, (0.25, 0.75))
+        fence = float(q3 + _OUTER_FENCE * (q3 - q1))
+        # Only where it pays: with the outliers drawn to scale, the others would have less than two thirds of the plot.
+        if 0 < fence * 1.5 < top:
+            high = float(data[data <= fence].max())
     step = _round_step((high - low) / min(MAX_BINS, max(5, math.ceil(math.sqrt(len(data)) * 2))))
     if whole:
         step = max(1.0, step)
@@ -78,7 +84,7 @@ def histogram(values: Sequence[float], *, whole: bool = False, limits: tuple[flo
     open_ended = bool(top > edges[-1])
     counts, _ = np.histogram(np.clip(data, edges[0], edges[-1]), bins=edges)
     return Histogram(
-        tuple(float(round(edge, 10)) for edge in edges), tuple(int(count) for count in counts), open_ended, whole
+        tuple(float(f"{edge:.12g}") for edge in edges), tuple(int(count) for count in counts), open_ended, whole
     )
 
 

@@ -37,6 +37,8 @@ _DPI = 110
 _SIZE_IN = (6.8, 3.1)
 _LABEL_MAX_CHARS = 28
 _CLOUD_MAX_CHARS = 24
+_CLOUD_GAP = 4.0
+_CLOUD_SPIRAL_STEPS = 1500
 _MISSING_GLYPH = "\u25a1"
 _MISSING_FONT_NOTE = "\u25a1 = characters for which no installed font has a shape; install e.g. Noto Sans"
 
@@ -116,27 +118,39 @@ def word_cloud(counts: Mapping[str, int], width: int = 760, height: int = 320) -
         A PNG of at most 100 KB. Words that no single installed font can draw together with the others are left out,
         and the picture says so.
     """
-    font, covered = _font_for_most(counts)
-    cloud = _cloud({word: counts[word] for word in covered}, width, height, font)
-    if cloud is None:
-        return _nothing(*_figure())
-    image = cloud.to_image()
-    missing = len(counts) - len(covered)
-    if missing:
-        from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw, ImageFont
 
+    font, covered = _font_for_most(counts)
+    words = cloud_words({word: counts[word] for word in covered}, width, height)
+    if not words:
+        return _nothing(*_figure())
+    missing = len(counts) - len(covered)
+    image = Image.new("RGB", (width, height + (20 if missing else 0)), "white")
+    draw = ImageDraw.Draw(image)
+    for word in words:
+        face = ImageFont.truetype(str(font), word.size)
+        draw.text((word.x, word.baseline), word.text, fill=_CLOUD_COLORS[word.color], font=face, anchor="ls")
+    if missing:
         note = f"left out for want of a font: {missing:,} of {len(counts):,} words; install e.g. Noto Sans CJK"
-        taller = Image.new("RGB", (width, height + 20), "white")
-        taller.paste(image)
-        small = ImageFont.truetype(str(_default_font()), 11)
-        ImageDraw.Draw(taller).text((6, height + 2), note, fill=_MUTED, font=small)
-        image = taller
+        face = ImageFont.truetype(str(_default_font()), 11)
+        draw.text((6, height + 2), note, fill=_MUTED, font=face)
     return _shrunk(image)
 
 
 @dataclass(frozen=True)
 class CloudWord:
-    """One word of a cloud: its place (left end of the baseline), size and width in pixels, and a colour index."""
+    """One word of a cloud.
+
+    Args:
+        text: the word.
+        count: how often it occurs.
+        x: left end, in pixels from the left.
+        baseline: in pixels from the top.
+        size: of the font, in pixels.
+        width: of the word, in pixels.
+        color: index of its colour, 0 to 4; a word keeps its colour from one picture to the next.
+        box: what the word covers: left, top, right, bottom, in pixels.
+    """
 
     text: str
     count: int
@@ -145,61 +159,78 @@ class CloudWord:
     size: float
     width: float
     color: int
+    box: tuple[float, float, float, float]
 
 
 def cloud_words(counts: Mapping[str, int], width: int = 960, height: int = 360) -> list[CloudWord]:
-    """The layout of `word_cloud`, for a renderer with fonts of its own, such as a browser."""
+    """The layout of `word_cloud`, for a renderer with fonts of its own, such as a browser.
+
+    No two words touch; words for which there is no room are left out.
+    """
     from PIL import ImageFont
-
-    font, _ = _font_for_most(counts)
-    cloud = _cloud(counts, width, height, font)
-    words = []
-    for (text, _), size, (row, column), _, color in cloud.layout_ if cloud else []:
-        face = ImageFont.truetype(str(font), size)
-        left, _, right, _ = face.getbbox(text, anchor="lt")
-        # The layout places the ink's top left corner; SVG wants the baseline.
-        ascent = -face.getbbox(text, anchor="ls")[1]
-        words.append(
-            CloudWord(
-                text=text,
-                count=counts[text],
-                x=float(column - left),
-                baseline=float(row + ascent),
-                size=float(size),
-                width=float(right - left),
-                color=_CLOUD_COLORS.index(color),
-            )
-        )
-    return words
-
-
-def _cloud(counts: Mapping[str, int], width: int, height: int, font: Path) -> Any:
     from wordcloud import WordCloud
 
     # A word that fills the line leaves no cloud: URLs and unsegmented scripts make such words.
     frequencies = {word: count for word, count in counts.items() if 0 < len(word) <= _CLOUD_MAX_CHARS and count > 0}
     if not frequencies:
-        return None
-
-    def color(word: str, **_: object) -> str:
-        # A word keeps its colour from one picture to the next.
-        return _CLOUD_COLORS[crc32(word.encode("utf-8")) % len(_CLOUD_COLORS)]
-
+        return []
+    font, _ = _font_for_most(counts)
     cloud = WordCloud(
         font_path=str(font),
         width=width,
         height=height,
         margin=4,
-        background_color="white",
         prefer_horizontal=1.0,
-        max_words=120,
+        max_words=90,
         min_font_size=10,
         max_font_size=height // 4,
         relative_scaling=0.45,
-        color_func=color,
         random_state=7,
-    )
-    return cloud.generate_from_frequencies(frequencies)
+    ).generate_from_frequencies(frequencies)
+
+    # wordcloud measures the ink of a word and then draws the word lower, by the space above its ink, so that words
+    # overlap. Its sizes and places are the start; each word then moves to the nearest place that is free.
+    words: list[CloudWord] = []
+    for (text, _), size, (row, column), _, _ in cloud.layout_:
+        face = ImageFont.truetype(str(font), size)
+        left, top, right, bottom = face.getbbox(text, anchor="ls")
+        room = (width - (right - left), height - (bottom - top))
+        place = _free_place((float(column), float(row)), (right - left, bottom - top), room, [w.box for w in words])
+        if place is None:
+            continue
+        words.append(
+            CloudWord(
+                text=text,
+                count=counts[text],
+                x=place[0] - left,
+                baseline=place[1] - top,
+                size=float(size),
+                width=float(face.getlength(text)),
+                color=crc32(text.encode("utf-8")) % len(_CLOUD_COLORS),
+                box=(place[0], place[1], place[0] + right - left, place[1] + bottom - top),
+            )
+        )
+    return words
+
+
+def _free_place(
+    wanted: tuple[float, float],
+    size: tuple[float, float],
+    room: tuple[float, float],
+    taken: Sequence[tuple[float, float, float, float]],
+) -> tuple[float, float] | None:
+    """The top left corner nearest to ``wanted`` (along a spiral) where a box of ``size`` touches no other."""
+    if min(room) < 0:
+        return None
+    gap = _CLOUD_GAP
+    for step in range(_CLOUD_SPIRAL_STEPS):
+        angle, radius = 0.5 * step, 1.2 * step**0.75
+        x = min(max(wanted[0] + 1.6 * radius * math.cos(angle), 0.0), room[0])
+        y = min(max(wanted[1] + radius * math.sin(angle), 0.0), room[1])
+        right, bottom = x + size[0] + gap, y + size[1] + gap
+        if all(right <= t[0] or t[2] + gap <= x or bottom <= t[1] or t[3] + gap <= y for t in taken):
+            return x, y
+    return None
 
 
 def _figure(height: float = _SIZE_IN[1]) -> tuple[Figure, Axes]:
@@ -220,7 +251,7 @@ def _figure(height: float = _SIZE_IN[1]) -> tuple[Figure, Axes]:
 def _whole_numbers() -> Any:
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(nbins="auto", integer=True)
+    return MaxNLocator(nbins="auto", integer=True, steps=[1, 2, 5, 10])
 
 
 def _histogram_png(bins: Histogram, what: str, of: str, color: str) -> bytes:

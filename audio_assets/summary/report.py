@@ -34,6 +34,7 @@ _MAX_FAILURES = 500
 _WAVE_BARS = 140
 _TOP_WORDS = 24
 _CLOUD_SIZE = (960, 340)
+_UNITS = {"s": "seconds", "min": "minutes", "h": "hours"}
 
 NEXT_STEPS: dict[str, str] = {
     "partial": "Run again: the missing part is transcribed then.",
@@ -87,10 +88,10 @@ class _Plot:
 
     @property
     def top(self) -> int:
-        """Upper end of the vertical axis: an even number with one or two digits that count."""
-        highest = max((*self.bins.counts, 2))
-        power = int(10 ** max(0, math.floor(math.log10(highest)) - 1))
-        return math.ceil(highest / (2 * power)) * 2 * power
+        """Upper end of the vertical axis: twice a round number."""
+        half = max((*self.bins.counts, 2)) / 2
+        power = 10 ** math.floor(math.log10(half))
+        return int(2 * next(max(1, m * power) for m in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if half <= m * power))
 
     @property
     def ticks(self) -> list[tuple[float, str]]:
@@ -244,7 +245,7 @@ def _plots(connection: duckdb.DuckDBPyConnection) -> list[_Plot]:
     )
     unit, seconds = time_unit(durations)
     plots = [
-        _Plot("How long the recordings are", unit, "recordings", histogram([d / seconds for d in durations])),
+        _Plot("How long the recordings are", _UNITS[unit], "recordings", histogram([d / seconds for d in durations])),
         _Plot("How much is said in them", "words", "transcripts", histogram(lengths, whole=True)),
         _Plot("How fast people speak", "words per minute of speech", "recordings", histogram(rates, whole=True)),
         _Plot(
@@ -263,8 +264,9 @@ def _wave(connection: duckdb.DuckDBPyConnection) -> list[float]:
         connection,
         f"SELECT duration_s FROM ({statistics.OBJECTS_SQL}) WHERE duration_s > 0 ORDER BY id LIMIT {_WAVE_BARS}",  # noqa: S608
     )
-    longest = math.sqrt(max(lengths, default=1.0))
-    return [round(8 + 92 * math.sqrt(length) / longest, 1) for length in lengths]
+    # The longest few are cut off: beside one long meeting all else would be a line of dots.
+    longest = sorted(lengths)[int(0.95 * (len(lengths) - 1))] if lengths else 1.0
+    return [round(10 + 90 * min(1.0, length / longest), 1) for length in lengths]
 
 
 def _engines(connection: duckdb.DuckDBPyConnection) -> list[str]:

@@ -139,7 +139,7 @@ def summarize_corpus(connection: duckdb.DuckDBPyConnection) -> pa.Table:
 
 
 def top_words(token_frequency: pa.Table, limit: int = 200) -> list[tuple[str, int]]:
-    """The most frequent words that are not stop words, with their counts, most frequent first.
+    """The most frequent words that are neither stop words nor mere symbols, with their counts, most frequent first.
 
     Args:
         token_frequency: rows of `schemas.TOKEN_FREQUENCY`, of one prefix or of many.
@@ -154,7 +154,8 @@ def corpus_top_words(connection: duckdb.DuckDBPyConnection, limit: int = 200) ->
     rows = connection.execute(
         """
         SELECT token, sum(count)::BIGINT AS count FROM token_frequency
-        WHERE NOT is_stop GROUP BY token ORDER BY count DESC, token LIMIT $limit
+        WHERE NOT is_stop AND regexp_matches(token, '[\\p{L}\\p{N}]')
+        GROUP BY token ORDER BY count DESC, token LIMIT $limit
         """,
         {"limit": limit},
     ).fetchall()

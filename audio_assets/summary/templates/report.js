@@ -111,15 +111,18 @@
     const timed = [];
     row[PIECES].forEach(([start, end, words], i) => {
       if (i) text.append(" ");
+      const long = row[LENGTH] >= 3600;
       if (audio && start !== null) {
-        const piece = element("button", "piece");
+        const piece = element("button", row[PIECES].length === 1 ? "piece alone" : long ? "piece hours" : "piece");
         piece.type = "button";
         piece.dataset.start = start;
         piece.title = `Play from ${clock(start)}`;
         const at = element("span", "at", clock(start));
         at.setAttribute("aria-hidden", "true");
         if (row[PIECES].length > 1) piece.append(at);
-        marked(piece, words);
+        const said = element("span");
+        marked(said, words);
+        piece.append(said);
         piece.addEventListener("click", () => seek(audio, start));
         text.append(piece);
         timed.push([start, end, piece]);

@@ -1,0 +1,177 @@
+"""The report in a real browser: quiet, self-contained, searchable, and playing from where one clicks."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import duckdb
+import pytest
+
+from audio_assets.summary.report import render_report
+from audio_assets_tests.summary.conftest import write_tone
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+QUIET = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--autoplay-policy=no-user-gesture-required",
+)
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH (chromium, chromium-browser or google-chrome)"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["playwright.Browser"]:
+    with playwright.sync_playwright() as driver:
+        instance = driver.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        yield instance
+        instance.close()
+
+
+@pytest.fixture
+def page(
+    browser: "playwright.Browser", corpus: duckdb.DuckDBPyConnection, tmp_path: Path
+) -> Iterator["playwright.Page"]:
+    """The report, opened from disk. Any console message or request off the page fails the test."""
+    audio = tmp_path / "audio"
+    for name in ("a/one.wav", "a/two & 100%.wav"):
+        write_tone(audio / name, 4.0)
+
+    def link(id: str) -> str | None:
+        return "../audio/" + quote(id) if (audio / id).is_file() else None
+
+    report = render_report(corpus, tmp_path / "report" / "index.html", audio_link=link)
+    context = browser.new_context(viewport={"width": 1200, "height": 900})
+    tab = context.new_page()
+    complaints: list[str] = []
+    tab.on("console", lambda message: complaints.append(f"console: {message.text}"))
+    tab.on("pageerror", lambda error: complaints.append(f"error: {error}"))
+    tab.on("dialog", lambda dialog: (complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    tab.on(
+        "request",
+        lambda request: (
+            request.url.startswith((tmp_path.as_uri() + "/", "data:")) or complaints.append(f"request: {request.url}")
+        ),
+    )
+    tab.goto(report.as_uri())
+    yield tab
+    context.close()
+    assert complaints == []
+
+
+def names(page: "playwright.Page") -> list[str]:
+    return page.locator("#rows tbody th > bdi:last-of-type").all_inner_texts()
+
+
+def test_the_page_shows_every_transcript_and_scrolls_only_downwards(page: "playwright.Page"):
+    playwright.expect(page.locator("#rows tbody tr")).to_have_count(4)
+    for width in (1200, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_search_keeps_the_rows_that_hold_all_words(page: "playwright.Page"):
+    page.fill("#q", "WORST times")
+
+    playwright.expect(page.locator("#rows tbody tr")).to_have_count(1)
+    assert names(page) == ["one.wav"]
+    assert page.locator("mark").all_inner_texts() == ["times", "worst", "times"]
+    playwright.expect(page.locator("#found")).to_have_text("1 of 4 transcripts match")
+
+    page.fill("#q", "nowhere")
+    playwright.expect(page.locator("#rows tbody tr")).to_have_count(0)
+
+
+def test_a_word_of_the_cloud_finds_its_transcripts(page: "playwright.Page"):
+    page.locator(".words a", has_text="worst").click()
+
+    playwright.expect(page.locator("#q")).to_have_value("worst")
+    playwright.expect(page.locator("#rows tbody tr")).to_have_count(1)
+
+
+def test_rows_are_filtered_by_prefix_and_by_flag(page: "playwright.Page"):
+    page.select_option("#prefix", label="a/")
+    playwright.expect(page.locator("#rows tbody tr")).to_have_count(2)
+
+    page.select_option("#kind", "flagged")
+    playwright.expect(page.locator("#rows tbody tr")).to_have_count(1)
+    assert names(page) == ["two & 100%.wav"]
+
+
+def test_rows_are_sorted_both_ways(page: "playwright.Page"):
+    words = page.get_by_role("button", name="Words", exact=True)
+
+    words.click()
+    ascending = page.locator("#rows td.n:nth-child(4)").all_inner_texts()
+    words.click()
+    descending = page.locator("#rows td.n:nth-child(4)").all_inner_texts()
+
+    assert [int(n) for n in ascending] == sorted(int(n) for n in ascending)
+    assert descending == ascending[::-1]
+    playwright.expect(page.locator("#rows th[aria-sort]")).to_have_attribute("aria-sort", "descending")
+
+
+def test_the_player_goes_to_the_segment_that_is_clicked(page: "playwright.Page"):
+    row = page.locator("#rows tbody tr", has_text="best of times")
+    audio = row.locator("audio")
+    assert audio.evaluate("a => a.networkState") != 2, "the recording was loaded before anybody asked"
+
+    row.locator(".piece", has_text="worst of times").click()
+
+    playwright.expect(row.locator(".piece.playing")).to_contain_text("worst of times")
+    assert 2.5 <= audio.evaluate("a => a.currentTime") <= 4
+
+
+def test_a_segment_plays_from_the_keyboard(page: "playwright.Page"):
+    piece = page.locator("#rows .piece", has_text="everything before us")
+    piece.focus()
+    page.keyboard.press("Enter")
+
+    playwright.expect(page.locator("#rows .piece.playing")).to_contain_text("everything before us")
+
+
+def test_light_and_dark_follow_the_system_and_the_switch(page: "playwright.Page"):
+    def ground() -> str:
+        return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+    page.emulate_media(color_scheme="light")
+    light = ground()
+    page.emulate_media(color_scheme="dark")
+    dark = ground()
+    page.locator("#theme").click()
+
+    assert light != dark
+    assert ground() == light
+
+
+def test_a_large_corpus_comes_in_pages(browser: "playwright.Browser", tmp_path: Path):
+    from audio_assets import schemas
+    from audio_assets_tests.summary.conftest import database, object_row, transcript_row
+
+    ids = [f"a/{i:03d}.wav" for i in range(60)]
+    raw = schemas.RAW_AUDIO.from_rows([object_row(id) for id in ids])
+    transcripts = schemas.TRANSCRIPTS.from_rows([transcript_row(id, [(0, 1, f"word {id}")]) for id in ids])
+    with database(raw, transcripts) as connection:
+        report = render_report(connection, tmp_path / "report.html")
+    tab = browser.new_page()
+    tab.goto(report.as_uri())
+
+    assert names(tab)[0] == "000.wav"
+    tab.locator("#next").click()
+    tab.locator("#next").click()
+
+    playwright.expect(tab.locator("#page")).to_have_text("Page 3 of 3")
+    assert names(tab) == [f"{i:03d}.wav" for i in range(50, 60)]
+    playwright.expect(tab.locator("#next")).to_be_disabled()
+    tab.close()
