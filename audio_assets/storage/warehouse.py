@@ -1,17 +1,21 @@
 """The warehouse: a DuckDB database whose real tables follow the partition files.
 
 The files are the record; the database can be deleted at any time and is rebuilt from them. One process at a time loads,
-under a file lock, every file that the database does not hold yet, each within one transaction. Whoever finds the
-database taken, by another loader or by somebody who reads it, leaves the loading to the next one: nothing fails and
-nothing is lost.
+under a file lock, every file that the database does not hold yet, each within one transaction; those who waited find
+their file loaded and go on. Whoever finds the database taken for too long, by loaders or by somebody who reads it,
+leaves the loading to the next one: nothing fails and nothing is lost.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import json
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +30,9 @@ from audio_assets.storage.partition_files import (
     PartitionFile,
     PartitionStore,
     Unreadable,
+    adapt,
     file_name_for,
+    first_line,
     schema_version,
 )
 
@@ -36,39 +42,46 @@ STORAGE_VERSION = "v1.4.0"
 PARTITION_COLUMN = "_partition"
 """Last column of each partitioned table: the Dagster partition key whose file the row came from."""
 
+_FAILING = "('partial', 'invalid', 'failed', 'deferred')"
+
 VIEWS: dict[str, str] = {
-    # `position` counts from 0. Spans run parallel to tokens; they are looked up only by queries that ask for them.
-    "token_occurrences": """
-        SELECT id, prefix, language, i - 1 AS position, token,
-               spans[i].lemma AS lemma, spans[i].is_stop AS is_stop,
-               spans[i].start_char AS start_char, spans[i].end_char AS end_char,
-               spans[i].start_s AS start_s, spans[i].end_s AS end_s
-        FROM (
-            SELECT id, prefix, language, spans, unnest(tokens) AS token, generate_subscripts(tokens, 1) AS i
-            FROM tokens
-        )
-    """,
+    # `position` counts from 0.
+    "token_occurrences": "SELECT id, prefix, language, position, token FROM meta.token_rows",
     # A file that could not be read has no transcript either: it is named once, where it failed first.
-    "latest_failures": """
-        SELECT id, prefix, 'raw_audio' AS stage, status, error FROM raw_audio
-        WHERE status IN ('partial', 'invalid', 'failed', 'deferred')
+    "latest_failures": f"""
+        SELECT id, prefix, 'raw_audio' AS stage, status, error FROM raw_audio WHERE status IN {_FAILING}
         UNION ALL
         SELECT id, prefix, 'transcripts' AS stage, status, error FROM transcripts
-        WHERE status IN ('partial', 'invalid', 'failed', 'deferred')
-          AND id NOT IN (SELECT id FROM raw_audio WHERE status IN ('partial', 'invalid', 'failed', 'deferred'))
-    """,
+        WHERE status IN {_FAILING} AND id NOT IN (SELECT id FROM raw_audio WHERE status IN {_FAILING})
+    """,  # noqa: S608
 }
 """Views over the tables, by name."""
+
+_TOKEN_ROWS = f"""
+    SELECT id, prefix, language, (generate_subscripts(tokens, 1) - 1)::INTEGER AS position,
+           unnest(tokens) AS token, {PARTITION_COLUMN}
+    FROM tokens
+"""  # noqa: S608
+"""One row per word. Kept as a table: counting words in it is five times faster than unfolding the lists each time, for
+a third more space."""
 
 _BATCH_FILES = 256
 _BATCH_BYTES = 16 * 2**20
 """Small files are loaded together up to these limits; a larger file is streamed on its own, in bounded memory."""
 
-_RETRY_S = 0.05
+_STREAM_ROWS = 8_192
+_RETRY_S = 0.02
+_REMEMBERED_LOADS = 1_000
 
 _deferred_here: set[str] = set()
 """Databases that were taken the last time this process came: the next time it looks once and does not wait, so that a
 reader who stays costs a run the waiting time once and not once per partition."""
+
+_REPAIR = "run `audio-assets verify --repair` to rebuild it from the partition files"
+
+
+class WarehouseError(StorageError):
+    """The database file is damaged or cannot be written. The record is not touched by it."""
 
 
 @dataclass(frozen=True)
@@ -100,54 +113,134 @@ class Warehouse:
         """The lock that loaders take in turn."""
         return self.path.with_name(self.path.name + ".lock")
 
-    def refresh(self, tables: Sequence[str] | None = None) -> Refresh:
+    @property
+    def _pending_path(self) -> Path:
+        """Exists while a load was put off: the next loader then looks at every table."""
+        return self.path.with_name(f".{self.path.name}.pending")
+
+    @property
+    def _loaded_path(self) -> Path:
+        """What the last loader loaded, so that those who waited for it need not open the database to know."""
+        return self.path.with_name(f".{self.path.name}.loaded")
+
+    def refresh(self, tables: Sequence[str] | None = None, *, written: PartitionFile | None = None) -> Refresh:
         """Bring ``tables`` (all, by default) in step with the record.
 
-        Waiting for others longer than ``lock_timeout_s`` is not an error: the result says why it was put off, and the
-        next refresh catches up.
+        Waiting for others longer than ``lock_timeout_s`` is not an error, nor is a database that cannot be written:
+        the result says why it was put off, and the next refresh catches up.
+
+        Args:
+            tables: names of the tables to look at.
+            written: the file that the caller has just written. When another loader took it in while this one waited,
+                there is nothing left to do.
 
         Raises:
-            StorageError: the store cannot be listed, or the database file is damaged; the record is untouched.
+            StorageError: the store cannot be listed.
         """
         names = list(schemas.TABLES) if tables is None else list(tables)
         key = str(self.path)
-        deadline = time.monotonic() + (0.0 if key in _deferred_here else self.lock_timeout_s)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        start = time.monotonic()
+        deadline = start + (0.0 if key in _deferred_here else self.lock_timeout_s)
         try:
-            with self._locked(deadline), self._writable(deadline) as connection:
-                refresh = self._load(connection, names)
-        except BusyError as error:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self._locked(deadline):
+                if written is not None and self._was_loaded(written):
+                    return Refresh()
+                if self._pending_path.exists():
+                    self._pending_path.unlink(missing_ok=True)
+                    names = list(schemas.TABLES)
+                refresh, loads = self._load_into(self.path, deadline, names)
+                self._remember(loads)
+        except (BusyError, WarehouseError, OSError) as error:
             _deferred_here.add(key)
+            with contextlib.suppress(OSError):
+                self._pending_path.touch()
             return Refresh(deferred=str(error))
         _deferred_here.discard(key)
         return refresh
 
+    def rebuild(self) -> Refresh:
+        """Build the database anew from the record and put it in the place of the old one.
+
+        Whoever reads the old one keeps it until they close it.
+
+        Raises:
+            BusyError: another loader held the lock for longer than ``lock_timeout_s``.
+            StorageError: the store cannot be listed, or the disk refused.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._locked(time.monotonic() + self.lock_timeout_s):
+            atomic.remove_stale_temps(self.path.parent)
+            try:
+                with atomic.replacing(self.path) as temp:
+                    temp.unlink()  # DuckDB does not take an empty file for a database
+                    refresh, _ = self._load_into(temp, time.monotonic(), list(schemas.TABLES))
+                    # A write-ahead log belongs to the database that is going.
+                    self.path.with_name(self.path.name + ".wal").unlink(missing_ok=True)
+            except OSError as error:
+                raise StorageError(
+                    f"{self.path}: cannot be rebuilt: {first_line(error)}; free some space or correct the permissions"
+                ) from error
+            self._pending_path.unlink(missing_ok=True)
+        _deferred_here.discard(str(self.path))
+        return refresh
+
     @contextlib.contextmanager
     def connect(self, *, refresh: bool = True) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A read-only connection. While it is open, loads of others are put off: keep it short.
+        """A read-only connection to tables that are in step with the record. Loads of others wait while it is open.
+
+        When somebody keeps the database from being brought up to date, a private copy is built from the record for the
+        time of the connection: what is read is never stale.
 
         Args:
-            refresh: bring the database in step with the record first.
+            refresh: bring the database in step with the record first; without it, tables are as they were left.
+
+        Raises:
+            BusyError: only without ``refresh``: a loader held the database for longer than ``lock_timeout_s``.
+            StorageError: the store cannot be listed, or the database file is damaged.
+        """
+        with contextlib.ExitStack() as stack:
+            path = self.path
+            deferred = None
+            if refresh or not path.exists():
+                deferred = self.refresh().deferred
+            deadline = time.monotonic() + self.lock_timeout_s
+            connection = None
+            if deferred is None:
+                try:
+                    connection = _open(path, deadline, read_only=True)
+                except BusyError:
+                    if not refresh:
+                        raise
+            if connection is None:
+                path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="audio_assets."))) / path.name
+                self._load_into(path, deadline, list(schemas.TABLES))
+                connection = _open(path, deadline, read_only=True)
+            stack.callback(connection.close)
+            connection.execute("SET TimeZone = 'UTC'")
+            yield connection
+
+    def held(self) -> dict[tuple[str, str], tuple[str, int]]:
+        """What the database says it holds: (table, file name) -> (identity, rows). Nothing is refreshed.
 
         Raises:
             BusyError: a loader held the database for longer than ``lock_timeout_s``.
             StorageError: the database file is damaged.
         """
-        if refresh or not self.path.exists():
-            self.refresh()
-        deadline = time.monotonic() + self.lock_timeout_s
-        connection = self._open(deadline, read_only=True)
-        try:
-            connection.execute("SET TimeZone = 'UTC'")
-            yield connection
-        finally:
-            connection.close()
+        if not self.path.exists():
+            return {}
+        with self.connect(refresh=False) as connection:
+            try:
+                rows = connection.execute("SELECT table_name, file, identity, row_count FROM meta.partition_files")
+                return {(table, file): (identity, count) for table, file, identity, count in rows.fetchall()}
+            except duckdb.Error as error:
+                raise StorageError(f"{self.path}: cannot be read: {first_line(error)}; {_REPAIR}") from error
 
     @contextlib.contextmanager
     def _locked(self, deadline: float) -> Iterator[None]:
         lock = FileLock(self.lock_path)
         try:
-            lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
+            lock.acquire(timeout=max(0.0, deadline - time.monotonic()), poll_interval=_RETRY_S)
         except Timeout as error:
             raise BusyError(f"another writer is loading {self.path.name}; the next refresh catches up") from error
         try:
@@ -155,133 +248,288 @@ class Warehouse:
         finally:
             lock.release()
 
-    @contextlib.contextmanager
-    def _writable(self, deadline: float) -> Iterator[duckdb.DuckDBPyConnection]:
-        connection = self._open(deadline, read_only=False)
+    def _load_into(
+        self, path: Path, deadline: float, names: Sequence[str]
+    ) -> tuple[Refresh, list[tuple[str, str, str]]]:
+        """Bring the database at ``path`` in step with the record."""
         try:
-            yield connection
-        finally:
-            connection.close()
-
-    def _open(self, deadline: float, *, read_only: bool) -> duckdb.DuckDBPyConnection:
-        while True:
+            connection = _open(path, deadline, read_only=False)
             try:
-                if read_only:
-                    return duckdb.connect(str(self.path), read_only=True)
-                return duckdb.connect(str(self.path), config={"storage_compatibility_version": STORAGE_VERSION})
-            except (duckdb.IOException, duckdb.ConnectionException) as error:
-                if not _is_taken(error):
-                    raise StorageError(
-                        f"{self.path}: cannot be opened: {_first_line(error)}; run `audio-assets verify --repair` to"
-                        " rebuild it from the partition files"
-                    ) from error
-                if time.monotonic() >= deadline:
-                    raise BusyError(
-                        f"somebody has {self.path.name} open; the next refresh catches up"
-                        if not read_only
-                        else f"{self.path}: a writer has it open; try again"
-                    ) from error
-            except duckdb.Error as error:
-                raise StorageError(
-                    f"{self.path}: cannot be opened: {_first_line(error)}; run `audio-assets verify --repair` to"
-                    " rebuild it from the partition files"
-                ) from error
-            time.sleep(_RETRY_S)
+                return self._load(connection, names)
+            finally:
+                connection.close()
+        except duckdb.Error as error:
+            raise WarehouseError(f"{path}: cannot be written: {first_line(error)}; {_REPAIR}") from error
 
-    def _load(self, connection: duckdb.DuckDBPyConnection, names: Sequence[str]) -> Refresh:
+    def _was_loaded(self, written: PartitionFile) -> bool:
+        try:
+            loaded = json.loads(self._loaded_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return self.path.exists() and [written.table, file_name_for(written.partition), written.identity] in loaded
+
+    def _remember(self, loads: list[tuple[str, str, str]]) -> None:
+        # A hint, not a record: when it is lost, the next loader opens the database and sees for itself.
+        with contextlib.suppress(OSError):
+            temp = self._loaded_path.with_suffix(".part")
+            temp.write_text(json.dumps(loads[-_REMEMBERED_LOADS:]), encoding="utf-8")
+            temp.replace(self._loaded_path)
+
+    def _load(
+        self, connection: duckdb.DuckDBPyConnection, names: Sequence[str]
+    ) -> tuple[Refresh, list[tuple[str, str, str]]]:
         _ensure_layout(connection)
-        loaded = removed = 0
+        removed = 0
+        loads: list[tuple[str, str, str]] = []
         skipped: list[Unreadable] = []
         for name in names:
             table = schemas.TABLES[name]
             scan = self.store.scan(table)
             skipped += scan.unreadable
-            held: dict[str, str] = dict(
-                connection.execute(
-                    "SELECT file, identity FROM meta.partition_files WHERE table_name = ?", [name]
-                ).fetchall()
-            )
-            present = {file_name_for(f.partition) for f in scan.files}
-            gone = [file for file in held if file not in present]
+            rows = connection.execute("SELECT file, identity FROM meta.partition_files WHERE table_name = ?", [name])
+            held: dict[str, str] = dict(rows.fetchall())
+            present = {file_name_for(f.partition): f for f in scan.files}
+            gone = [key for key in held if key not in present]
             if gone:
-                self._replace(connection, table, [], gone)
+                _replace(connection, table, gone, None)
                 removed += len(gone)
-            fresh = [f for f in scan.files if held.get(file_name_for(f.partition)) != f.identity]
-            for batch in _batches(fresh):
-                count, bad = self._load_batch(connection, table, batch, held)
-                loaded += count
-                skipped += bad
-        return Refresh(loaded, removed, None, skipped)
+            fresh = [file for key, file in present.items() if held.get(key) != file.identity]
+            for group in self._groups(table, fresh, skipped):
+                for file in self._store_group(connection, table, group, held, skipped):
+                    loads.append((name, file_name_for(file.partition), file.identity))
+        return Refresh(len(loads), removed, None, skipped), loads
 
-    def _load_batch(
-        self,
-        connection: duckdb.DuckDBPyConnection,
-        table: schemas.Table,
-        batch: list[PartitionFile],
-        held: dict[str, str],
-    ) -> tuple[int, list[Unreadable]]:
-        parts: list[tuple[PartitionFile, pa.Table]] = []
-        bad: list[Unreadable] = []
-        for file in batch:
+    def _groups(
+        self, table: schemas.Table, files: Sequence[PartitionFile], skipped: list[Unreadable]
+    ) -> Iterator[_Group]:
+        """``files`` with their rows, small ones together, in bounded memory."""
+
+        def read(file: PartitionFile) -> pa.Table | Unreadable | None:
             try:
-                parts.append((file, self.store.read_file(table, file)))
+                return _with_partition(self.store.read_file(table, file), file)
             except FileNotFoundError:
-                continue
+                return None  # deleted since it was listed: the next refresh removes its rows
             except StorageError as error:
-                bad.append(Unreadable(file.uri, str(error)))
-        stale = [name for name in (file_name_for(f.partition) for f, _ in parts) if name in held]
-        self._replace(connection, table, parts, stale)
-        return len(parts), bad
+                return Unreadable(file.uri, str(error))
 
-    def _replace(
+        batches = list(_batches([file for file in files if file.size_bytes <= _BATCH_BYTES]))
+        with ThreadPoolExecutor(self.store.threads) as pool:
+            ahead = [pool.submit(read, file) for file in batches[0]] if batches else []
+            for index, batch in enumerate(batches):
+                now = ahead
+                # The next batch is read while the database stores this one.
+                ahead = [pool.submit(read, file) for file in batches[index + 1]] if index + 1 < len(batches) else []
+                parts: list[tuple[PartitionFile, pa.Table]] = []
+                for file, future in zip(batch, now, strict=True):
+                    result = future.result()
+                    if isinstance(result, Unreadable):
+                        skipped.append(result)
+                    elif result is not None:
+                        parts.append((file, result))
+                if parts:
+                    rows = pa.concat_tables([data for _, data in parts]).combine_chunks()
+                    yield _Group([file for file, _ in parts], [data.num_rows for _, data in parts], rows)
+        for file in files:
+            if file.size_bytes > _BATCH_BYTES:
+                try:
+                    yield _Group([file], [file.row_count], self._stream(table, file))
+                except StorageError as error:
+                    skipped.append(Unreadable(file.uri, str(error)))
+
+    def _stream(self, table: schemas.Table, file: PartitionFile) -> pa.RecordBatchReader:
+        def batches() -> Iterator[pa.RecordBatch]:
+            with self.store.open(table, file.partition) as opened:
+                for batch in opened.iter_batches(batch_size=_STREAM_ROWS):
+                    rows = _with_partition(adapt(pa.Table.from_batches([batch]), table), file)
+                    yield from rows.combine_chunks().to_batches()
+
+        return pa.RecordBatchReader.from_batches(_with_partition(table.empty(), file).schema, batches())
+
+    def _store_group(
         self,
         connection: duckdb.DuckDBPyConnection,
         table: schemas.Table,
-        parts: list[tuple[PartitionFile, pa.Table]],
-        stale: list[str],
-    ) -> None:
-        """Put ``parts`` in the place of the rows that came from the files named ``stale``, in one transaction."""
-        connection.execute("BEGIN")
+        group: _Group,
+        held: dict[str, str],
+        skipped: list[Unreadable],
+    ) -> list[PartitionFile]:
+        """Store a group in one transaction; when it does not fit the table, its files one by one, naming the bad."""
+        stale = [name for name in (file_name_for(file.partition) for file in group.files) if name in held]
         try:
-            if stale:
-                if table.partitioned:
-                    connection.execute(
-                        f"DELETE FROM {quoted(table.name)} WHERE {PARTITION_COLUMN} IN (SELECT partition FROM"  # noqa: S608
-                        " meta.partition_files WHERE table_name = ? AND file IN (SELECT unnest(?::VARCHAR[])))",
-                        [table.name, stale],
-                    )
-                else:
-                    connection.execute(f"DELETE FROM {quoted(table.name)}")  # noqa: S608
-                connection.execute(
-                    "DELETE FROM meta.partition_files WHERE table_name = ? AND file IN (SELECT unnest(?::VARCHAR[]))",
-                    [table.name, stale],
+            _replace(connection, table, stale, group)
+        except (duckdb.DataError, duckdb.IntegrityError, duckdb.ProgrammingError) as error:
+            if len(group.files) == 1:
+                file = group.files[0]
+                skipped.append(
+                    Unreadable(file.uri, f"{file.uri}: does not fit table {table.name}: {first_line(error)}")
                 )
-            atomic.crash_point("warehouse:in-transaction")
-            if parts:
-                rows = pa.concat_tables([_with_partition(data, file.partition) for file, data in parts])
-                if table.partitioned:
-                    connection.register("incoming", rows)
-                else:
-                    connection.register("incoming", rows.drop_columns([PARTITION_COLUMN]))
-                connection.execute(f"INSERT INTO {quoted(table.name)} BY NAME SELECT * FROM incoming")  # noqa: S608
-                connection.unregister("incoming")
-                files = pa.table(
-                    {
-                        "table_name": [table.name] * len(parts),
-                        "partition": pa.array([f.partition for f, _ in parts], pa.string()),
-                        "file": [file_name_for(f.partition) for f, _ in parts],
-                        "identity": [f.identity for f, _ in parts],
-                        "row_count": [data.num_rows for _, data in parts],
-                    }
-                )
-                connection.register("incoming", files)
-                connection.execute("INSERT INTO meta.partition_files BY NAME SELECT * FROM incoming")
-                connection.unregister("incoming")
-            connection.execute("COMMIT")
-        except BaseException:
-            with contextlib.suppress(duckdb.Error):
-                connection.execute("ROLLBACK")
-            raise
+                return []
+            stored: list[PartitionFile] = []
+            for file in group.files:
+                for single in self._groups(table, [file], skipped):
+                    stored += self._store_group(connection, table, single, held, skipped)
+            return stored
+        return group.files
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Files to be stored together: how many rows each has, and the rows of all."""
+
+    files: list[PartitionFile]
+    row_counts: list[int]
+    rows: pa.Table | pa.RecordBatchReader
+
+
+def _replace(
+    connection: duckdb.DuckDBPyConnection, table: schemas.Table, stale: list[str], group: _Group | None
+) -> None:
+    """Put ``group`` in the place of the rows that came from the files named ``stale``, in one transaction."""
+    connection.execute("BEGIN")
+    try:
+        if stale:
+            _delete(connection, table, stale)
+        atomic.crash_point("warehouse:in-transaction")
+        if group is not None:
+            _insert(connection, table, group)
+        connection.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(duckdb.Error):
+            connection.execute("ROLLBACK")
+        raise
+    finally:
+        with contextlib.suppress(duckdb.Error):
+            connection.unregister("incoming")
+
+
+def _delete(connection: duckdb.DuckDBPyConnection, table: schemas.Table, files: list[str]) -> None:
+    targets = [quoted(table.name)] + (["meta.token_rows"] if table is schemas.TOKENS else [])
+    listed = "FROM meta.partition_files WHERE table_name = ? AND file IN (SELECT unnest(?::VARCHAR[]))"
+    for target in targets:
+        if table.partitioned:
+            connection.execute(
+                f"DELETE FROM {target} WHERE {PARTITION_COLUMN} IN (SELECT partition {listed})",  # noqa: S608
+                [table.name, files],
+            )
+        else:
+            connection.execute(f"DELETE FROM {target}")  # noqa: S608
+    connection.execute(f"DELETE {listed}", [table.name, files])
+
+
+def _insert(connection: duckdb.DuckDBPyConnection, table: schemas.Table, group: _Group) -> None:
+    connection.register("incoming", group.rows)
+    connection.execute(f"INSERT INTO {quoted(table.name)} BY NAME SELECT * FROM incoming")  # noqa: S608
+    partitions = [file.partition for file in group.files]
+    if table is schemas.TOKENS:
+        connection.execute(
+            f"INSERT INTO meta.token_rows BY NAME {_TOKEN_ROWS} WHERE {PARTITION_COLUMN} IN"
+            " (SELECT unnest(?::VARCHAR[]))",
+            [partitions],
+        )
+    files = pa.table(
+        {
+            "table_name": [table.name] * len(partitions),
+            "partition": pa.array(partitions, pa.string()),
+            "file": [file_name_for(partition) for partition in partitions],
+            "identity": [file.identity for file in group.files],
+            "row_count": pa.array(group.row_counts, pa.int64()),
+        }
+    )
+    connection.register("incoming", files)
+    connection.execute("INSERT INTO meta.partition_files BY NAME SELECT * FROM incoming")
+
+
+def _open(path: Path, deadline: float, *, read_only: bool) -> duckdb.DuckDBPyConnection:
+    """Open the database, waiting until ``deadline`` for whoever has it open.
+
+    Raises:
+        BusyError: it is still open elsewhere.
+        WarehouseError: it is damaged or was written by a newer DuckDB.
+    """
+    while True:
+        try:
+            if read_only:
+                return duckdb.connect(str(path), read_only=True)
+            return duckdb.connect(str(path), config={"storage_compatibility_version": STORAGE_VERSION})
+        except duckdb.Error as error:
+            if not _is_taken(error):
+                raise WarehouseError(f"{path}: cannot be opened: {first_line(error)}; {_REPAIR}") from error
+            if time.monotonic() >= deadline:
+                raise BusyError(f"somebody has {path.name} open; the next refresh catches up") from error
+        time.sleep(_RETRY_S)
+
+
+def _is_taken(error: duckdb.Error) -> bool:
+    """Whether opening failed because another process, or a connection of another kind in this one, has it open."""
+    text = str(error)
+    return "Could not set lock on file" in text or "different configuration" in text
+
+
+def _ensure_layout(connection: duckdb.DuckDBPyConnection) -> None:
+    """Make every table and view; start a table afresh, to be filled from the record, when its columns have changed."""
+    version = _layout_version()
+    with contextlib.suppress(duckdb.CatalogException):
+        if connection.execute("SELECT version FROM meta.layout").fetchone() == (version,):
+            return
+    known: dict[str, str] = {}
+    with contextlib.suppress(duckdb.CatalogException):
+        known = dict(connection.execute("SELECT table_name, version FROM meta.table_versions").fetchall())
+    connection.execute("BEGIN")
+    connection.execute("CREATE SCHEMA IF NOT EXISTS meta")
+    for view in VIEWS:
+        connection.execute(f"DROP VIEW IF EXISTS {quoted(view)}")
+    connection.execute("CREATE OR REPLACE TABLE meta.table_versions (table_name VARCHAR NOT NULL, version VARCHAR)")
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS meta.partition_files (table_name VARCHAR NOT NULL, partition VARCHAR,"
+        " file VARCHAR NOT NULL, identity VARCHAR NOT NULL, row_count BIGINT NOT NULL)"
+    )
+    for name, table in schemas.TABLES.items():
+        current = _table_version(table)
+        if known.get(name) != current:
+            columns = [f"{quoted(c.name)} {sql_type(c.type)}{'' if c.nullable else ' NOT NULL'}" for c in table.columns]
+            if table.partitioned:
+                columns.append(f"{PARTITION_COLUMN} VARCHAR NOT NULL")
+            connection.execute(f"CREATE OR REPLACE TABLE {quoted(name)} ({', '.join(columns)})")
+            connection.execute("DELETE FROM meta.partition_files WHERE table_name = ?", [name])
+            if table is schemas.TOKENS:
+                connection.execute(f"CREATE OR REPLACE TABLE meta.token_rows AS {_TOKEN_ROWS}")
+        connection.execute("INSERT INTO meta.table_versions VALUES (?, ?)", [name, current])
+    for view, sql in VIEWS.items():
+        connection.execute(f"CREATE VIEW {quoted(view)} AS {sql}")
+    connection.execute("CREATE OR REPLACE TABLE meta.layout AS SELECT ? AS version", [version])
+    connection.execute("COMMIT")
+
+
+@functools.cache
+def _layout_version() -> str:
+    parts = [name + _table_version(table) for name, table in schemas.TABLES.items()]
+    parts += [name + sql for name, sql in VIEWS.items()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _table_version(table: schemas.Table) -> str:
+    derived = _TOKEN_ROWS if table is schemas.TOKENS else ""
+    return hashlib.sha256((schema_version(table) + PARTITION_COLUMN + derived).encode()).hexdigest()[:16]
+
+
+def _with_partition(data: pa.Table, file: PartitionFile) -> pa.Table:
+    if file.partition is None:
+        return data
+    values = pa.repeat(pa.scalar(file.partition, pa.string()), data.num_rows)
+    return data.append_column(pa.field(PARTITION_COLUMN, pa.string(), nullable=False), values)
+
+
+def _batches(files: Sequence[PartitionFile]) -> Iterator[list[PartitionFile]]:
+    batch: list[PartitionFile] = []
+    size = 0
+    for file in files:
+        if batch and (len(batch) >= _BATCH_FILES or size + file.size_bytes > _BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(file)
+        size += file.size_bytes
+    if batch:
+        yield batch
 
 
 def quoted(name: str) -> str:
@@ -311,73 +559,3 @@ def sql_type(kind: pa.DataType) -> str:
     if kind not in names:
         raise TypeError(f"Arrow type {kind} has no DuckDB type here; add it to storage/warehouse.py")
     return names[kind]
-
-
-def _layout_version() -> str:
-    parts = [schema_version(table) + name for name, table in schemas.TABLES.items()]
-    parts += [name + sql for name, sql in VIEWS.items()]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-
-def _ensure_layout(connection: duckdb.DuckDBPyConnection) -> None:
-    """Make every table and view; start a table afresh, to be filled from the record, when its columns have changed."""
-    version = _layout_version()
-    with contextlib.suppress(duckdb.CatalogException):
-        if connection.execute("SELECT version FROM meta.layout").fetchone() == (version,):
-            return
-    connection.execute("BEGIN")
-    connection.execute("CREATE SCHEMA IF NOT EXISTS meta")
-    connection.execute("CREATE TABLE IF NOT EXISTS meta.layout (version VARCHAR NOT NULL)")
-    connection.execute(
-        "CREATE TABLE IF NOT EXISTS meta.table_versions (table_name VARCHAR NOT NULL, version VARCHAR NOT NULL)"
-    )
-    connection.execute(
-        "CREATE TABLE IF NOT EXISTS meta.partition_files (table_name VARCHAR NOT NULL, partition VARCHAR,"
-        " file VARCHAR NOT NULL, identity VARCHAR NOT NULL, row_count BIGINT NOT NULL)"
-    )
-    known = dict(connection.execute("SELECT table_name, version FROM meta.table_versions").fetchall())
-    for view in VIEWS:
-        connection.execute(f"DROP VIEW IF EXISTS {quoted(view)}")
-    for name, table in schemas.TABLES.items():
-        if known.get(name) == schema_version(table):
-            continue
-        columns = [f"{quoted(c.name)} {sql_type(c.type)}{'' if c.nullable else ' NOT NULL'}" for c in table.columns]
-        if table.partitioned:
-            columns.append(f"{PARTITION_COLUMN} VARCHAR NOT NULL")
-        connection.execute(f"DROP TABLE IF EXISTS {quoted(name)}")
-        connection.execute(f"CREATE TABLE {quoted(name)} ({', '.join(columns)})")
-        connection.execute("DELETE FROM meta.partition_files WHERE table_name = ?", [name])
-        connection.execute("DELETE FROM meta.table_versions WHERE table_name = ?", [name])
-        connection.execute("INSERT INTO meta.table_versions VALUES (?, ?)", [name, schema_version(table)])
-    for view, sql in VIEWS.items():
-        connection.execute(f"CREATE VIEW {quoted(view)} AS {sql}")
-    connection.execute("DELETE FROM meta.layout")
-    connection.execute("INSERT INTO meta.layout VALUES (?)", [version])
-    connection.execute("COMMIT")
-
-
-def _with_partition(data: pa.Table, partition: str | None) -> pa.Table:
-    return data.append_column(PARTITION_COLUMN, pa.repeat(pa.scalar(partition, pa.string()), data.num_rows))
-
-
-def _batches(files: Sequence[PartitionFile]) -> Iterator[list[PartitionFile]]:
-    batch: list[PartitionFile] = []
-    size = 0
-    for file in files:
-        if batch and (len(batch) >= _BATCH_FILES or size + file.size_bytes > _BATCH_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(file)
-        size += file.size_bytes
-    if batch:
-        yield batch
-
-
-def _is_taken(error: duckdb.Error) -> bool:
-    """Whether an error of opening says that another process, or a reader of this process, has the database open."""
-    text = str(error)
-    return "lock" in text.lower() or "different configuration" in text or "already" in text.lower()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
