@@ -32,16 +32,24 @@ corpus_job = dg.define_asset_job(
 )
 
 
-@dg.schedule(cron_schedule="0 3 * * *", target=discover_job, execution_timezone="UTC")
+discover_schedule = dg.ScheduleDefinition(
+    name="discover_schedule",
+    job=discover_job,
+    cron_schedule="30 2 * * *",
+    execution_timezone="UTC",
+    description="Every night at 2:30 UTC: list the bucket and register its prefixes as partitions.",
+)
+
+
+@dg.schedule(cron_schedule="0 3 * * *", target=prefix_job, execution_timezone="UTC")
 def nightly_schedule(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
-    """Every night at 3:00 UTC: list the bucket, and bring every known prefix up to date.
+    """Every night at 3:00 UTC: bring every prefix up to date.
 
     It catches what a sensor cannot know: deleted objects, files that failed, ticks that were missed.
     """
     night = context.scheduled_execution_time.date().isoformat()
-    yield dg.RunRequest(run_key=f"discover:{night}", job_name=discover_job.name)
     for partition in context.instance.get_dynamic_partitions(PARTITIONS_NAME):
-        yield dg.RunRequest(run_key=f"{partition}:{night}", job_name=prefix_job.name, partition_key=partition)
+        yield dg.RunRequest(run_key=f"{partition}:{night}", partition_key=partition)
 
 
 corpus_schedule = dg.ScheduleDefinition(

@@ -17,6 +17,7 @@ from audio_assets.automation import (
     corpus_job,
     corpus_schedule,
     discover_job,
+    discover_schedule,
     new_r2_objects_sensor,
     nightly_schedule,
     prefix_job,
@@ -45,7 +46,7 @@ def build_definitions(**resources: Any) -> dg.Definitions:
     return dg.Definitions(
         assets=ASSETS,
         jobs=[discover_job, prefix_job, corpus_job],
-        schedules=[nightly_schedule, corpus_schedule],
+        schedules=[discover_schedule, nightly_schedule, corpus_schedule],
         sensors=[new_r2_objects_sensor],
         resources={
             "r2": R2Resource(),
