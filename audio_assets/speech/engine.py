@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -84,12 +86,22 @@ class SharedLanguage:
 
 @dataclass(frozen=True)
 class Clip:
-    """A window of one recording: mono float32 samples at 16 kHz, in [-1, 1]."""
+    """A window of one recording: mono float32 samples at 16 kHz, in [-1, 1].
+
+    ``speech`` are the spans, in seconds from the clip's first sample, where voice activity detection hears speech;
+    empty when nobody looked.
+    """
 
     id: str
     samples: Samples
     start_s: float = 0.0
     language: SharedLanguage = field(default_factory=SharedLanguage)
+    speech: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def speech_s(self) -> float:
+        """Seconds of speech in it; all of it when nobody looked."""
+        return sum(b - a for a, b in self.speech) if self.speech else self.duration_s
 
     @property
     def duration_s(self) -> float:
@@ -119,6 +131,32 @@ class WindowPlan:
     max_s: float
     cut_silence_s: float
     pad_s: float = 0.4
+
+
+class Timings:
+    """Seconds spent per stage, summed over threads, and how often windows were decoded again."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.seconds: dict[str, float] = {}
+        self.windows = 0
+        self.retried = 0
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time of the block to ``name``."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def count(self, windows: int, retried: int) -> None:
+        """Count decoded windows."""
+        with self._lock:
+            self.windows += windows
+            self.retried += retried
 
 
 def fingerprint_of(parts: dict[str, Any]) -> str:

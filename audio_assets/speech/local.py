@@ -1,4 +1,4 @@
-"""The local engine: Whisper weights through CTranslate2, on this machine."""
+"""The local engine: Whisper weights through CTranslate2, on this machine. `packing` holds the art."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from audio_assets.errors import FileError, FileFailed, SettingsError
-from audio_assets.speech.engine import Clip, ClipResult, Segment, WindowPlan, Word, fingerprint_of
+from audio_assets.speech.engine import Clip, ClipResult, Timings, WindowPlan, fingerprint_of
+from audio_assets.speech.packing import PackedWhisper, PackingOptions
 
-ENGINE_VERSION = 1
+ENGINE_VERSION = 2
 """Raised whenever the text that comes out changes for the same input and options."""
 
 _SAMPLE_BYTES = 1 << 20
@@ -32,10 +33,14 @@ class LocalOptions:
     initial_prompt: str | None = None
     hotwords: str | None = None
     word_timestamps: bool = False
+    language_per_window: bool = False
+    batch_size: int = 8
+    max_window_s: float = 25.0
+    cut_silence_s: float = 1.0
 
 
 class LocalEngine:
-    """Whisper through faster-whisper. Loading happens on construction, once.
+    """Whisper weights on this machine, decoded in packs. Loading happens on construction, once.
 
     Raises:
         SettingsError: the model is neither a directory of CTranslate2 weights nor a name that can be had.
@@ -47,62 +52,56 @@ class LocalEngine:
         self.options = options
         self.language = options.language
         self.parallelism = options.workers or os.cpu_count() or 1
-        self.batch_size = 1
-        self.plan = WindowPlan(max_s=25.0, cut_silence_s=1.0, pad_s=0.4)
-        self._model = load_model(options, self.parallelism)
+        self.batch_size = options.batch_size
+        self.plan = WindowPlan(max_s=options.max_window_s, cut_silence_s=options.cut_silence_s, pad_s=0.4)
+        loaded = load_model(options, self.parallelism)
         directory = Path(options.model)
         self.model = packaged_model_name(directory) or (directory.name if directory.is_dir() else options.model)
-        self._weights = weights_identity(Path(self._model.model_path))
+        self._weights = weights_identity(Path(loaded.model_path))
+        self._shape = PackingOptions(
+            language=options.language,
+            beam_size=options.beam_size,
+            initial_prompt=options.initial_prompt,
+            hotwords=options.hotwords,
+            word_timestamps=options.word_timestamps,
+            language_per_window=options.language_per_window,
+        )
+        if options.language is not None and not loaded.model.model.is_multilingual and options.language != "en":
+            raise SettingsError(
+                f"WHISPER_MODEL {options.model} knows English only, language {options.language!r} was asked for; "
+                "use a multilingual model such as small"
+            )
+        self._packed = PackedWhisper(loaded.model, self._shape)
+
+    @property
+    def timings(self) -> Timings:
+        """Where the time went since loading."""
+        return self._packed.timings
 
     def fingerprint(self) -> str:
-        """SHA-256 of weights, options and version."""
-        options = asdict(self.options)
-        for name in ("model", "device", "workers", "threads"):
-            del options[name]
-        return fingerprint_of({"engine": self.name, "version": ENGINE_VERSION, "weights": self._weights, **options})
+        """SHA-256 of weights, arithmetic, options and version."""
+        return fingerprint_of(
+            {
+                "engine": self.name,
+                "version": ENGINE_VERSION,
+                "weights": self._weights,
+                "compute_type": self.options.compute_type,
+                **asdict(self._shape),
+            }
+        )
 
     def transcribe(self, clips: Sequence[Clip]) -> Iterator[ClipResult | FileError]:
         """One outcome per clip, in order."""
-        for clip in clips:
-            try:
-                yield self._one(clip)
-            except (RuntimeError, ValueError) as error:
-                yield FileFailed(f"Whisper failed: {str(error).splitlines()[0][:200]}; the next run tries again")
-
-    def _one(self, clip: Clip) -> ClipResult:
-        known = clip.language.get()
-        language = self.options.language or (known[0] if known else None)
-        segments, info = self._model.model.transcribe(
-            clip.samples,
-            language=language,
-            beam_size=self.options.beam_size,
-            initial_prompt=self.options.initial_prompt,
-            hotwords=self.options.hotwords,
-            word_timestamps=self.options.word_timestamps,
-            condition_on_previous_text=False,
-            vad_filter=False,
-        )
-        if known is None:
-            known = clip.language.settle(info.language, float(info.language_probability))
-        return ClipResult(
-            tuple(
-                Segment(
-                    float(s.start),
-                    min(float(s.end), clip.duration_s),
-                    s.text,
-                    float(s.avg_logprob),
-                    float(s.no_speech_prob),
-                    float(s.compression_ratio),
-                    tuple(Word(float(w.start), float(w.end), w.word, float(w.probability)) for w in s.words)
-                    if s.words is not None
-                    else None,
-                )
-                for s in segments
-                if s.start < clip.duration_s
-            ),
-            language=known[0],
-            language_probability=known[1],
-        )
+        try:
+            yield from self._packed.decode(clips)
+        except (RuntimeError, ValueError) as error:
+            reason = f"Whisper failed: {str(error).splitlines()[0][:200]}; the next run tries again"
+            if len(clips) == 1:
+                yield FileFailed(reason)
+                return
+            # One bad window must not take its neighbours along.
+            for clip in clips:
+                yield from self.transcribe([clip])
 
 
 @dataclass(frozen=True)

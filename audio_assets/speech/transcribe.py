@@ -28,6 +28,7 @@ from audio_assets.speech.engine import (
     Engine,
     Segment,
     SharedLanguage,
+    Timings,
     Word,
     fingerprint_of,
 )
@@ -36,7 +37,7 @@ PIPELINE_VERSION = 1
 """Raised whenever decoding, windows or assembly change the text for the same engine."""
 
 _WITHOUT_SPACES = frozenset({"zh", "ja", "th", "lo", "my", "yue", "km", "bo"})
-_POLL_S = 0.2
+_CHOICE = 3
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class TranscribeOptions:
     ``batch_size`` caps the windows of one engine call (None: what the engine likes best), ``max_workers`` the calls at
     once. With ``use_cache`` False nothing is read from the cache; results are stored all the same. ``fresh_ids`` are
     transcribed anew whatever the cache holds. ``readers`` are the threads that decode; ``ahead_s`` is how many seconds
-    of audio may wait for the model.
+    of audio may wait for the model. ``timings`` collects the seconds spent decoding, finding speech and waiting.
     """
 
     batch_size: int | None = None
@@ -65,6 +66,7 @@ class TranscribeOptions:
     limits: Limits = field(default_factory=Limits)
     readers: int | None = None
     ahead_s: float = 600.0
+    timings: Timings = field(default_factory=Timings)
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,10 @@ class _Pool:
         self._closed = False
         self._blocked = 0
         self._readers = 0
+        self._workers = 1
 
-    def start(self, readers: int) -> None:
-        self._readers = readers
+    def start(self, readers: int, workers: int) -> None:
+        self._readers, self._workers = readers, workers
 
     def put(self, task: _Task) -> bool:
         """Add a window, after waiting for room; False when the run has stopped."""
@@ -184,12 +187,15 @@ class _Pool:
                     return None
                 if not self._readers and not self._waiting:
                     return None
-                # Readers that stand still, or are gone, will not make the choice any better.
-                if self._waiting and (len(self._waiting) >= 2 * size or self._blocked >= self._readers):
+                # More to choose from makes batches more even; readers that stand still or are gone add nothing.
+                if self._waiting and (len(self._waiting) >= _CHOICE * size or self._blocked >= self._readers):
                     break
-                self._changed.wait(_POLL_S)
                 if self._waiting and size == 1:
                     break
+                self._changed.wait()
+            if not self._readers:
+                # The last windows are shared out, so that no worker stands idle at the end.
+                size = min(size, max(1, -(-len(self._waiting) // self._workers)))
             first = self._waiting[0]
             others = sorted(self._waiting[1:], key=lambda t: abs(t.clip.duration_s - first.clip.duration_s))
             batch = [first, *others[: size - 1]]
@@ -259,7 +265,7 @@ class _Run:
         self._threads: list[threading.Thread] = []
 
     def results(self) -> Iterator[FileTranscript]:
-        self._pool.start(self._reader_count)
+        self._pool.start(self._reader_count, self._workers)
         self._alive = self._reader_count + self._workers
         for target, count in ((self._read, self._reader_count), (self._work, self._workers)):
             for i in range(count):
@@ -330,9 +336,17 @@ class _Run:
     def _cut(self, job: _Job, known: dict[str, dict[str, Any]]) -> None:
         count = 0
         windower = vad.Windower(self._engine.plan)
+        timings = self._options.timings
         with AudioStream(job.file.path, self._options.limits) as stream:
-            for block in stream.blocks():
-                for window in windower.push(block):
+            blocks = stream.blocks()
+            while True:
+                with timings.stage("decode"):
+                    block = next(blocks, None)
+                if block is None:
+                    break
+                with timings.stage("vad"):
+                    found = list(windower.push(block))
+                for window in found:
                     if not self._submit(job, count, window, known):
                         return
                     count += 1
@@ -360,13 +374,18 @@ class _Run:
             if result.language is not None:
                 job.language.settle(result.language, result.language_probability or 0.0)
             return not self._stopped.is_set()
-        clip = Clip(job.file.id, window.samples, window.start_s, job.language)
+        speech = tuple(((a - window.start) / SAMPLE_RATE_HZ, (b - window.start) / SAMPLE_RATE_HZ) for a, b in window.speech)
+        clip = Clip(job.file.id, window.samples, window.start_s, job.language, speech)
         return self._pool.put(_Task(job, index, name, clip))
 
     # -- workers
 
     def _work(self) -> None:
-        while (tasks := self._pool.take(self._batch)) is not None:
+        while True:
+            with self._options.timings.stage("idle"):
+                tasks = self._pool.take(self._batch)
+            if tasks is None:
+                return
             outcomes = list(self._engine.transcribe([t.clip for t in tasks]))
             for task, outcome in zip(tasks, outcomes, strict=True):
                 self._settle(task, outcome)

@@ -1,0 +1,335 @@
+"""Whisper on short windows without paying for thirty seconds: the silence tail splice.
+
+Whisper was trained on 30 s of sound, silence included, and its encoder costs more than proportionally for each second.
+Here each window is encoded at its own length. Alone, that makes the decoder repeat itself: it never meets the silence
+after which it learned to stop. So a few of the encoder's states of pure silence, computed once, are put behind the
+states of the speech. They are sampled evenly from the positions between the end of the speech and the end of the 30 s:
+the decoder sees that the silence lasts to the end, at a fraction of the states (measured: 48 spread states stop it as
+well as 500 consecutive ones, which cost a third more time in the decoder).
+
+Windows of similar length are decoded together. A window whose text looks wrong is decoded again on the full 30 s, with
+rising temperature, as Whisper's authors do it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from audio_assets.speech import judge
+from audio_assets.speech.engine import SAMPLE_RATE_HZ, Clip, ClipResult, Samples, Segment, Timings, Word
+
+TAIL_STATES = 48
+"""Encoder states of silence behind the longest window of a batch; 16 to 100 gave the same word error rate."""
+
+TRAILING_S = 0.25
+"""Digital silence that is encoded behind the sound, so that its last state is already silence."""
+
+FULL_S = 30
+_FRAMES_PER_S = 100
+_FULL_FRAMES = FULL_S * _FRAMES_PER_S
+_FULL_STATES = _FULL_FRAMES // 2
+
+MOST_TOKENS = 224
+"""Whisper's own cap of tokens for 30 s."""
+
+RUNAWAY_TOKENS = 12
+RUNAWAY_TOKENS_PER_S = 6.5
+"""More tokens than this for the length of a window are no speech: fast talkers stay below 5 a second."""
+
+RETRY_LOGPROB = -1.0
+RETRY_COMPRESSION = 2.2
+"""Just inside Whisper's own limits for falling back (-1.0 and 2.4)."""
+
+RETRY_SPEECH_S = 2.0
+RETRY_TOKENS_PER_S = 1.3
+"""At least this much speech with fewer tokens than this a second: speech was dropped. Slow readers stay above 2; tokens
+and not words, because not every language puts spaces between its words."""
+
+TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+BEST_OF = 5
+"""Whisper's fallback: the temperatures that are tried in turn, and the samples drawn at each."""
+
+_LANGUAGE_SURE = 0.5
+
+
+@dataclass(frozen=True)
+class PackingOptions:
+    """What shapes the decoding."""
+
+    language: str | None = None
+    beam_size: int = 5
+    initial_prompt: str | None = None
+    hotwords: str | None = None
+    word_timestamps: bool = False
+    language_per_window: bool = False
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One decoding of one window."""
+
+    tokens: tuple[int, ...]
+    text: str
+    avg_logprob: float
+    no_speech_prob: float
+    compression_ratio: float
+
+
+class PackedWhisper:
+    """Decodes batches of windows with one loaded model. Safe to call from several threads.
+
+    ``whisper`` is a `faster_whisper.WhisperModel`; its weights, tokenizer and features are used, not its scheduling.
+    """
+
+    def __init__(self, whisper: Any, options: PackingOptions):
+        from faster_whisper.transcribe import get_suppressed_tokens
+
+        self._whisper = whisper
+        self._model = whisper.model
+        self._options = options
+        self._tokenizers: dict[str, Any] = {}
+        self._tokenizers_lock = threading.Lock()
+        tokenizer = self._tokenizer("en")
+        self._suppressed = get_suppressed_tokens(tokenizer, [-1])
+        self.timings = Timings()
+        # Log-mel 0 is what faster-whisper pads short audio with; its states are the silence the decoder is used to.
+        mels = int(whisper.model.n_mels)
+        self._silence = self._encode(np.zeros((mels, _FULL_FRAMES), np.float32))
+
+    def decode(self, clips: Sequence[Clip]) -> list[ClipResult]:
+        """One result per clip, in order."""
+        with self.timings.stage("features"):
+            features = [self._features(clip.samples) for clip in clips]
+        with self.timings.stage("encode"):
+            states = [self._encode(f) for f in features]
+        packed = self._pack(states)
+        languages = self._languages(clips, packed)
+        with self.timings.stage("generate"):
+            decoded = self._generate(packed, clips, [found[0] for found in languages])
+        retried = 0
+        results = []
+        for i, clip in enumerate(clips):
+            best = decoded[i]
+            if suspicious(best, clip):
+                retried += 1
+                with self.timings.stage("retry"):
+                    best = self._retry(best, clip, features[i], languages[i][0])
+            results.append(self._result(best, clip, states[i], features[i].shape[1], languages[i]))
+        self.timings.count(len(clips), retried)
+        return results
+
+    # -- encoder
+
+    def _features(self, samples: Samples) -> Samples:
+        """Log-mel features, shape (mels, frames), of the samples and a little silence; an even number of frames."""
+        silent = round(TRAILING_S * SAMPLE_RATE_HZ)
+        padded = np.zeros(len(samples) + silent, np.float32)
+        padded[: len(samples)] = samples
+        mel: Samples = self._whisper.feature_extractor(padded, padding=0)[:, :_FULL_FRAMES]
+        return np.pad(mel, ((0, 0), (0, mel.shape[1] % 2)))
+
+    def _encode(self, features: Samples) -> Samples:
+        """Encoder states, shape (frames / 2, width). One window at a time: on a CPU a batch is no faster, and pads."""
+        view = _view(features[None])
+        return np.array(self._model.encode(view, to_cpu=True), dtype=np.float32)[0]
+
+    def _pack(self, states: Sequence[Samples]) -> Samples:
+        """States of equal length, shape (windows, states, width): each window's own, then silence to the end."""
+        longest = min(max(len(s) for s in states) + TAIL_STATES, _FULL_STATES)
+        packed = np.empty((len(states), longest, states[0].shape[1]), np.float32)
+        for row, own in zip(packed, states, strict=True):
+            n = len(own)
+            row[:n] = own
+            row[n:] = self._silence[tail_positions(n, longest)]
+        return packed
+
+    # -- languages
+
+    def _languages(self, clips: Sequence[Clip], packed: Samples) -> list[tuple[str, float | None, bool]]:
+        """Code, probability, and whether another language was heard than the one asked for, per clip."""
+        asked = self._options.language
+        if not self._model.is_multilingual:
+            return [("en", None, False)] * len(clips)
+        open_ = [i for i, c in enumerate(clips) if self._options.language_per_window or c.language.get() is None]
+        heard: dict[int, tuple[str, float]] = {}
+        if open_:
+            with self.timings.stage("language"):
+                found = self._model.detect_language(_view(packed[open_]))
+            heard = {i: (f[0][0][2:-2], float(f[0][1])) for i, f in zip(open_, found, strict=True)}
+        languages: list[tuple[str, float | None, bool]] = []
+        for i, clip in enumerate(clips):
+            if self._options.language_per_window:
+                code, probability = heard[i]
+            else:
+                settled = clip.language.get()
+                code, probability = settled if settled is not None else clip.language.settle(*heard[i])
+            if asked is None:
+                languages.append((code, probability, False))
+            else:
+                languages.append((asked, None, code != asked and probability >= _LANGUAGE_SURE))
+        return languages
+
+    # -- decoder
+
+    def _tokenizer(self, language: str) -> Any:
+        from faster_whisper.tokenizer import Tokenizer
+
+        with self._tokenizers_lock:
+            if language not in self._tokenizers:
+                multilingual = self._model.is_multilingual
+                self._tokenizers[language] = Tokenizer(
+                    self._whisper.hf_tokenizer,
+                    multilingual,
+                    task="transcribe",
+                    language=language if multilingual else "en",
+                )
+            return self._tokenizers[language]
+
+    def _prompt(self, language: str) -> list[int]:
+        tokenizer = self._tokenizer(language)
+        said = [t for t in (self._options.hotwords, self._options.initial_prompt) if t]
+        before: list[int] = []
+        if said:
+            # Whisper gives the text before at most half of its context, and sees its end best.
+            tokens = [t for text in said for t in tokenizer.encode(" " + text.strip())]
+            before = [tokenizer.sot_prev, *tokens[-(MOST_TOKENS - 1) :]]
+        return [*before, *tokenizer.sot_sequence, tokenizer.no_timestamps]
+
+    def _generate(self, packed: Samples, clips: Sequence[Clip], languages: Sequence[str]) -> list[Decoded]:
+        cap = most_tokens(max(c.duration_s for c in clips))
+        prompts = [self._prompt(language) for language in languages]
+        results = self._model.generate(
+            _view(packed), prompts, beam_size=self._options.beam_size, **self._common(prompts[0], cap)
+        )
+        return [self._decoded(r, 0, language) for r, language in zip(results, languages, strict=True)]
+
+    def _common(self, prompt: Sequence[int], cap: int) -> dict[str, Any]:
+        return {
+            "max_length": max_length(cap, len(prompt)),
+            "suppress_tokens": self._suppressed,
+            "return_scores": True,
+            "return_no_speech_prob": True,
+        }
+
+    def _decoded(self, result: Any, index: int, language: str) -> Decoded:
+        tokens = result.sequences_ids[index]
+        text = self._tokenizer(language).decode(tokens)
+        # CTranslate2 divides the sum of log probabilities by the length; Whisper counts the end token too.
+        avg_logprob = float(result.scores[index]) * len(tokens) / (len(tokens) + 1)
+        return Decoded(
+            tuple(tokens), text, avg_logprob, float(result.no_speech_prob), judge.compression_ratio(text.strip())
+        )
+
+    def _retry(self, first: Decoded, clip: Clip, features: Samples, language: str) -> Decoded:
+        """The window on its full 30 s, hotter each time, until the text looks right; else the likeliest seen."""
+        full = np.zeros((features.shape[0], _FULL_FRAMES), np.float32)
+        full[:, : features.shape[1]] = features
+        states = _view(self._encode(full)[None])
+        prompt = self._prompt(language)
+        seen = [first]
+        for temperature in TEMPERATURES:
+            how: dict[str, Any] = {"beam_size": self._options.beam_size}
+            if temperature > 0:
+                how = {
+                    "beam_size": 1,
+                    "num_hypotheses": BEST_OF,
+                    "sampling_topk": 0,
+                    "sampling_temperature": temperature,
+                }
+            [result] = self._model.generate(states, [prompt], **how, **self._common(prompt, MOST_TOKENS))
+            decoded = self._decoded(result, 0, language)
+            if not suspicious(decoded, clip):
+                return decoded
+            seen.append(decoded)
+        sound = [d for d in seen if not runs_away(d, clip)] or seen
+        return max(sound, key=lambda d: d.avg_logprob)
+
+    # -- results
+
+    def _result(
+        self, decoded: Decoded, clip: Clip, states: Samples, frames: int, language: tuple[str, float | None, bool]
+    ) -> ClipResult:
+        code, probability, mismatch = language
+        flags = ("language_mismatch",) if mismatch else ()
+        text = decoded.text.strip()
+        if not text:
+            return ClipResult((), code, probability, 0.0, flags)
+        start_s = clip.speech[0][0] if clip.speech else 0.0
+        end_s = clip.speech[-1][1] if clip.speech else clip.duration_s
+        segment = Segment(
+            start_s, end_s, text, decoded.avg_logprob, decoded.no_speech_prob, decoded.compression_ratio
+        )
+        if self._options.word_timestamps:
+            with self.timings.stage("words"):
+                words = self._words(decoded, clip, states, frames, code)
+            segment = replace(segment, words=words)
+        return ClipResult((segment,), code, probability, 0.0, flags)
+
+    def _words(self, decoded: Decoded, clip: Clip, states: Samples, frames: int, language: str) -> tuple[Word, ...]:
+        """Words timed by the decoder's attention to the speech itself, without the tail."""
+        tokenizer = self._tokenizer(language)
+        tokens = [t for t in decoded.tokens if t < tokenizer.eot]
+        found = self._whisper.find_alignment(tokenizer, [tokens], _view(states[None]), frames)[0]
+        last_s = clip.duration_s
+        return tuple(
+            Word(
+                min(float(w["start"]), last_s),
+                min(float(w["end"]), last_s),
+                w["word"],
+                float(w["probability"]),
+            )
+            for w in found
+            if w["word"].strip()
+        )
+
+
+def tail_positions(own: int, longest: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Positions of silence behind ``own`` states, as many as fill up to ``longest``: spread over what is left of 30 s.
+
+    >>> tail_positions(1400, 1405).tolist()
+    [1400, 1425, 1450, 1474, 1499]
+    """
+    if own >= longest:
+        return np.empty(0, np.int64)
+    return np.rint(np.linspace(own, _FULL_STATES - 1, longest - own)).astype(np.int64)
+
+
+def most_tokens(duration_s: float) -> int:
+    """Tokens beyond which the text of a window this long has run away."""
+    return min(MOST_TOKENS, int(RUNAWAY_TOKENS + RUNAWAY_TOKENS_PER_S * duration_s) + 1)
+
+
+def max_length(tokens: int, prompt: int) -> int:
+    """CTranslate2's ``max_length`` that lets ``tokens`` come out behind a prompt of ``prompt`` tokens.
+
+    CTranslate2 stops at half of ``max_length``, and at ``max_length`` less the prompt.
+    """
+    return max(2 * tokens, prompt + tokens)
+
+
+def runs_away(decoded: Decoded, clip: Clip) -> bool:
+    """Whether a decoding goes on beyond what the window can hold, or in circles."""
+    return (
+        len(decoded.tokens) >= RUNAWAY_TOKENS + RUNAWAY_TOKENS_PER_S * clip.duration_s
+        or decoded.compression_ratio > RETRY_COMPRESSION
+        or judge.repeats(decoded.text)
+    )
+
+
+def suspicious(decoded: Decoded, clip: Clip) -> bool:
+    """Whether a decoding is worth the price of a full window."""
+    if runs_away(decoded, clip) or decoded.avg_logprob < RETRY_LOGPROB:
+        return True
+    speech_s = clip.speech_s
+    return speech_s >= RETRY_SPEECH_S and len(decoded.tokens) < RETRY_TOKENS_PER_S * speech_s
+
+
+def _view(array: Samples) -> Any:
+    import ctranslate2
+
+    return ctranslate2.StorageView.from_array(np.ascontiguousarray(array))
