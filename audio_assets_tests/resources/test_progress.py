@@ -47,6 +47,14 @@ def test_the_end_is_said_once() -> None:
     assert lines == ["raw_audio: 3/3 files"]
 
 
+def test_minutes_that_add_up_with_a_rounding_error_are_an_end_too() -> None:
+    lines: list[str] = []
+    task = LogTask("transcripts", "min", lines.append, Clock())
+    task.update(sum([0.1] * 10), 1.0)
+    assert sum([0.1] * 10) < 1.0
+    assert lines == ["transcripts: 1.0/1.0 min"]
+
+
 def test_off_a_terminal_there_are_lines_and_no_control_codes() -> None:
     text = io.StringIO()
     with TerminalProgress(Console(file=text, highlight=False)).task("raw_audio", "files", print) as task:
