@@ -130,7 +130,7 @@ class WindowPlan:
 
     max_s: float
     cut_silence_s: float
-    pad_s: float = 0.4
+    pad_s: float = 0.3
 
 
 class Timings:

@@ -139,7 +139,7 @@ class OpenAIEngine:
         self.parallelism = options.workers
         self.batch_size = 1
         # Requests are billed by length: silence of more than two seconds is not sent.
-        self.plan = WindowPlan(max_s=self.capabilities.max_s, cut_silence_s=2.0, pad_s=0.4)
+        self.plan = WindowPlan(max_s=self.capabilities.max_s, cut_silence_s=2.0)
         self._doom: SettingsError | None = None
         self._not_before = 0.0
         self._start_lock = threading.Lock()

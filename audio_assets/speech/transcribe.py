@@ -374,7 +374,9 @@ class _Run:
             if result.language is not None:
                 job.language.settle(result.language, result.language_probability or 0.0)
             return not self._stopped.is_set()
-        speech = tuple(((a - window.start) / SAMPLE_RATE_HZ, (b - window.start) / SAMPLE_RATE_HZ) for a, b in window.speech)
+        speech = tuple(
+            ((a - window.start) / SAMPLE_RATE_HZ, (b - window.start) / SAMPLE_RATE_HZ) for a, b in window.speech
+        )
         clip = Clip(job.file.id, window.samples, window.start_s, job.language, speech)
         return self._pool.put(_Task(job, index, name, clip))
 

@@ -13,7 +13,6 @@ import pytest
 
 from audio_assets.errors import FileDeferred, FileError, FileFailed, SettingsError
 from audio_assets.speech import openai_api
-from audio_assets.speech.cache import TranscriptCache
 from audio_assets.speech.engine import SAMPLE_RATE_HZ, Clip, ClipResult, Samples
 from audio_assets.speech.openai_api import Capabilities, OpenAIEngine, OpenAIOptions, retry_after_s
 from audio_assets.speech.transcribe import AudioFile, transcribe_files
