@@ -158,6 +158,8 @@ SEGMENT = pa.struct(
         ("no_speech_prob", _F64),
         ("compression_ratio", _F64),
         ("words", pa.list_(WORD)),
+        ("channel", _I64),
+        ("flags", _STRINGS),
     ]
 )
 SPAN = pa.struct(

@@ -37,6 +37,7 @@ class LocalOptions:
     batch_size: int = 8
     max_window_s: float = 15.0
     cut_silence_s: float = 1.0
+    split_channels: bool = False
 
 
 class LocalEngine:
@@ -53,7 +54,9 @@ class LocalEngine:
         self.language = options.language
         self.parallelism = options.workers or os.cpu_count() or 1
         self.batch_size = options.batch_size
-        self.plan = WindowPlan(max_s=options.max_window_s, cut_silence_s=options.cut_silence_s)
+        self.plan = WindowPlan(
+            max_s=options.max_window_s, cut_silence_s=options.cut_silence_s, split_channels=options.split_channels
+        )
         loaded = load_model(options, self.parallelism)
         directory = Path(options.model)
         self.model = packaged_model_name(directory) or (directory.name if directory.is_dir() else options.model)

@@ -102,6 +102,7 @@ class OpenAIOptions:
     longest_wait_s: float = 120.0
     """A Retry-After beyond this puts the file off to the next run."""
     first_backoff_s: float = 0.5
+    split_channels: bool = False
 
 
 class _TransientError(Exception):
@@ -139,7 +140,7 @@ class OpenAIEngine:
         self.parallelism = options.workers
         self.batch_size = 1
         # Requests are billed by length: silence of more than two seconds is not sent.
-        self.plan = WindowPlan(max_s=self.capabilities.max_s, cut_silence_s=2.0)
+        self.plan = WindowPlan(self.capabilities.max_s, cut_silence_s=2.0, split_channels=options.split_channels)
         self._doom: SettingsError | None = None
         self._not_before = 0.0
         self._start_lock = threading.Lock()

@@ -170,13 +170,15 @@ class PackedWhisper:
             with self.timings.stage("language"):
                 found = self._model.detect_language(_view(packed[open_]))
             heard = {i: (f[0][0][2:-2], float(f[0][1])) for i, f in zip(open_, found, strict=True)}
+        # A recording's language is settled by the window of it that has the most speech in this batch.
+        for i in sorted(heard, key=lambda i: -clips[i].speech_s):
+            clips[i].language.settle(*heard[i])
         languages: list[tuple[str, float | None, bool]] = []
         for i, clip in enumerate(clips):
             if self._options.language_per_window:
                 code, probability = heard[i]
             else:
-                settled = clip.language.get()
-                code, probability = settled if settled is not None else clip.language.settle(*heard[i])
+                code, probability = clip.language.get() or heard[i]
             if asked is None:
                 languages.append((code, probability, False))
             else:

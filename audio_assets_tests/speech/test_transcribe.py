@@ -315,3 +315,70 @@ def test_timings_say_where_the_time_went(parrot, cache, speech_files):
 def test_a_file_that_vanished_is_a_row_too(parrot, cache, tmp_path):
     [result] = transcribe_files([AudioFile("gone.wav", Path(tmp_path / "gone.wav"), "0" * 64)], parrot, cache)
     assert result.status == "invalid" and "cannot be read" in result.error
+
+
+def test_channels_are_transcribed_apart_when_asked(parrot, cache, write_audio, opening):
+    """Two people on a call: the second begins to speak six seconds after the first."""
+    wait = np.zeros(6 * SAMPLE_RATE_HZ, np.float32)
+    one, two = opening[: 4 * SAMPLE_RATE_HZ], opening[: 3 * SAMPLE_RATE_HZ]
+    left, right = np.concatenate([one, wait]), np.concatenate([wait, two, wait[:SAMPLE_RATE_HZ]])
+    file = write_audio("call.wav", np.stack([left, right]))
+    [mixed] = transcribe_files([file], parrot, cache)
+    assert {s.channel for s in mixed.segments} == {None}
+    parrot.plan = WindowPlan(max_s=15.0, cut_silence_s=1.0, split_channels=True)
+    [apart] = transcribe_files([file], parrot, cache)
+    assert not apart.cached, "another plan is another result"
+    assert [s.channel for s in apart.segments] == [0, 1]
+    assert apart.segments[1].start_s == pytest.approx(6.85 - 0.3, abs=0.4)
+    assert apart.duration_s == pytest.approx(10.0, abs=0.05)
+
+
+def test_each_segment_carries_its_flags(parrot, cache, speech_files, monkeypatch):
+    def loops(self, clips):
+        for clip in clips:
+            yield ClipResult((Segment(0.0, clip.duration_s, "and then " * 9, -0.1, 0.0, 5.0),), "en", 0.9)
+
+    monkeypatch.setattr(Parrot, "transcribe", loops)
+    [result] = transcribe_files(speech_files[:1], parrot, cache)
+    assert "repetition" in result.flags
+    assert "repetition" in result.segments[0].flags
+    [stored] = transcribe_files(speech_files[:1], parrot, cache)
+    assert stored.segments == result.segments
+
+
+@pytest.mark.slow
+def test_ten_hours_need_no_more_memory_than_a_minute(tmp_path, opening):
+    """10 h of FLAC with speech every ten minutes, in a process of its own."""
+    import soundfile
+
+    def record(path: Path, minutes: int) -> Path:
+        with soundfile.SoundFile(path, "w", SAMPLE_RATE_HZ, 1, format="FLAC") as file:
+            for minute in range(minutes):
+                samples = np.zeros(60 * SAMPLE_RATE_HZ, np.float32)
+                if minute % 10 == 0:
+                    samples[: len(opening)] = opening
+                file.write(samples)
+        return path
+
+    script = textwrap.dedent(
+        """
+        import resource, sys
+        from pathlib import Path
+        from audio_assets.speech.cache import TranscriptCache
+        from audio_assets.speech.transcribe import transcribe_files
+        from audio_assets_tests.speech.conftest import as_file
+        from audio_assets_tests.speech.test_transcribe import Parrot
+
+        [result] = transcribe_files([as_file(Path(sys.argv[1]))], Parrot(), TranscriptCache(Path(sys.argv[2])))
+        print(result.duration_s, len(result.segments), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        """
+    )
+    peak = {}
+    for name, minutes in (("short", 1), ("long", 600)):
+        path = record(tmp_path / f"{name}.flac", minutes)
+        command = [sys.executable, "-c", script, str(path), str(tmp_path / "cache")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+        duration_s, segments, peak[name] = map(float, done.stdout.split())
+        assert duration_s == pytest.approx(minutes * 60, abs=0.1)
+        assert segments == -(-minutes // 10)
+    assert peak["long"] - peak["short"] < 150
