@@ -128,7 +128,7 @@ class WindowPlan:
 
     max_s: float
     cut_silence_s: float
-    pad_s: float = 0.3
+    pad_s: float = 0.4
     split_channels: bool = False
 
 

@@ -21,7 +21,11 @@ _SAMPLE_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class LocalOptions:
-    """How the local engine decodes. All of it shapes the text, except threads and workers."""
+    """How the local engine decodes. All of it shapes the text, except device, threads, workers and batch size.
+
+    ``workers`` are batches decoded at once (None: one per core, two on a GPU), ``threads`` those of one of them,
+    ``batch_size`` the windows of one batch (None: 8, or 16 on a GPU).
+    """
 
     model: str
     language: str | None = None
@@ -34,8 +38,8 @@ class LocalOptions:
     hotwords: str | None = None
     word_timestamps: bool = False
     language_per_window: bool = False
-    batch_size: int = 8
-    max_window_s: float = 15.0
+    batch_size: int | None = None
+    max_window_s: float = 25.0
     cut_silence_s: float = 1.0
     split_channels: bool = False
 
@@ -52,8 +56,10 @@ class LocalEngine:
     def __init__(self, options: LocalOptions):
         self.options = options
         self.language = options.language
-        self.parallelism = options.workers or os.cpu_count() or 1
-        self.batch_size = options.batch_size
+        _prefer_avx512()
+        gpu = on_gpu(options)
+        self.parallelism = options.workers or (2 if gpu else usable_cores())
+        self.batch_size = options.batch_size or (16 if gpu else 8)
         self.plan = WindowPlan(
             max_s=options.max_window_s, cut_silence_s=options.cut_silence_s, split_channels=options.split_channels
         )
@@ -117,7 +123,6 @@ class LoadedModel:
 
 def load_model(options: LocalOptions, workers: int) -> LoadedModel:
     """Load weights by directory or name; a name that is not in the local cache is fetched from the model hub."""
-    _prefer_avx512()
     from faster_whisper import WhisperModel
     from faster_whisper.utils import download_model
 
@@ -172,13 +177,22 @@ def _prefer_avx512() -> None:
 
 
 def _compute_type(options: LocalOptions) -> str:
-    import ctranslate2
-
     if options.compute_type != "default":
         return options.compute_type
     # 8-bit weights run at 1.4x the speed of 32-bit ones on a CPU at the same word error rate.
-    on_gpu = options.device == "cuda" or (options.device == "auto" and ctranslate2.get_cuda_device_count() > 0)
-    return "float16" if on_gpu else "int8"
+    return "float16" if on_gpu(options) else "int8"
+
+
+def on_gpu(options: LocalOptions) -> bool:
+    """Whether the model will run on a GPU."""
+    import ctranslate2
+
+    return options.device == "cuda" or (options.device == "auto" and ctranslate2.get_cuda_device_count() > 0)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: fewer than the machine's in a container that is bound to some."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def packaged_model() -> Path | None:
