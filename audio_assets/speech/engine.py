@@ -89,7 +89,7 @@ class Clip:
     """A window of one recording: mono float32 samples at 16 kHz, in [-1, 1].
 
     ``speech`` are the spans, in seconds from the clip's first sample, where voice activity detection hears speech;
-    empty when nobody looked.
+    empty when nobody looked. ``sha256`` is that of the recording's bytes, '' when it is not known.
     """
 
     id: str
@@ -97,6 +97,7 @@ class Clip:
     start_s: float = 0.0
     language: SharedLanguage = field(default_factory=SharedLanguage)
     speech: tuple[tuple[float, float], ...] = ()
+    sha256: str = ""
 
     @property
     def speech_s(self) -> float:
