@@ -93,6 +93,17 @@ class Account:
         """What counts against the cap: what was billed and what may have been."""
         return self.cost_usd + self.uncertain_usd
 
+    def metadata(self) -> dict[str, Any]:
+        """The money in figures; ``cost_usd`` is the sum over the run's rows of the ledger."""
+        figures: dict[str, Any] = {"cost_usd": round(self.cost_usd, 9)}
+        if self.requests:
+            figures |= {"requests": self.requests, "attempts": self.attempts}
+        if self.uncertain_usd:
+            figures["uncertain_usd"] = round(self.uncertain_usd, 9)
+        if self.cap_usd is not None:
+            figures |= {"max_cost_usd": self.cap_usd, "refused_by_cap": self.refused}
+        return figures
+
     async def reserve(self, amount_usd: float) -> None:
         """Set money aside for an attempt; waits for other attempts to settle where that decides.
 
