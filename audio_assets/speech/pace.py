@@ -28,6 +28,15 @@ LEARNED_SHARE = 0.95
 GROWTH_PER_S = 0.01
 """How fast a learned rate creeps up again, to notice when the limit was raised."""
 
+WORTH_KNOWING = 0.25
+"""Share of a limit that must be used up before it slows anything down."""
+
+REFILL_SHARE = 0.98
+"""Of the rate that the headers tell: the server's clock and ours do not agree to the last request."""
+
+_TICK = 1e-6
+"""Shorter waits are rounding."""
+
 _HORIZON_S = 60.0
 _SHORTEST_HORIZON_S = 1.0
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
@@ -87,11 +96,11 @@ class Pace:
                 now = self._clock()
                 check(self.not_before - now)
                 wait_s = self._wait_s(now)
-                if wait_s <= 0 and self.in_flight < self.allowed:
+                if wait_s <= _TICK and self.in_flight < self.allowed:
                     return self._start(now, audio_s)
                 self._changed.clear()
                 try:
-                    await asyncio.wait_for(self._changed.wait(), wait_s if wait_s > 0 else None)
+                    await asyncio.wait_for(self._changed.wait(), wait_s if wait_s > _TICK else None)
                 except asyncio.TimeoutError:
                     continue
 
@@ -141,7 +150,7 @@ class Pace:
             wait_s = max(wait_s, self._next_by_rate - now)
         if self._tokens is not None:
             tokens = self._tokens + self._refill * (now - self._tokens_at)
-            if tokens < 1:
+            if tokens < 1 - _TICK:
                 wait_s = max(wait_s, (1 - tokens) / self._refill)
         return wait_s
 
@@ -189,14 +198,18 @@ class Pace:
         reset_s = reset_after_s(headers.get("x-ratelimit-reset-requests"))
         if limit is None or remaining is None or reset_s is None or limit < 1:
             return None
-        # A bucket that is full again in reset_s has refilled this fast.
-        if reset_s > 0 and remaining < limit:
-            self._refill = (limit - remaining) / reset_s
+        # A bucket that is full again in reset_s refills this fast. The server rounds what is left down; when little is
+        # missing, that would spoil the estimate.
+        if reset_s > 0 and limit - remaining >= max(2.0, WORTH_KNOWING * limit):
+            self._refill = REFILL_SHARE * (limit - remaining - 0.5) / reset_s
         if not self._refill:
             return remaining
-        # What was started since the server counted is not in its count yet.
+        # What was started since the server counted is not in its count yet, and answers come in any order: the lower of
+        # the two accounts holds, and it heals as it refills.
         later = sum(1 for t in self._started if t > started)
         left = min(limit, remaining + self._refill * (now - started)) - later
+        if self._tokens is not None:
+            left = min(left, self._tokens + self._refill * (now - self._tokens_at))
         self._tokens, self._tokens_at, self._limit = left, now, limit
         return max(0.0, left)
 
