@@ -100,7 +100,9 @@ def test_every_command_and_option_explains_itself() -> None:
             if isinstance(param, click.Option):
                 assert param.help, f"{name} {param.opts}"
             else:
-                assert re.search(rf"\b{param.make_metavar(click.Context(command))}\b", command.help), f"{name} {param.name}"
+                assert re.search(rf"\b{param.make_metavar(click.Context(command))}\b", command.help), (
+                    f"{name} {param.name}"
+                )
         assert name in README
 
 

@@ -29,10 +29,15 @@ class FastLoop(asyncio.SelectorEventLoop):
 
 
 class Server:
-    """Accepts ``rate`` requests a second (a bucket of one second's worth) and ``most`` at once; answers in ``latency_s``."""
+    """Accepts ``rate`` requests a second (a bucket of one second's worth) and ``most`` at once."""
 
     def __init__(
-        self, clock: Callable[[], float], rate: float = 1e9, most: int = 10**9, latency_s: float = 0.3, headers: bool = False
+        self,
+        clock: Callable[[], float],
+        rate: float = 1e9,
+        most: int = 10**9,
+        latency_s: float = 0.3,
+        headers: bool = False,
     ):
         self.clock, self.rate, self.most, self.latency_s, self.headers = clock, rate, most, latency_s, headers
         self.level, self.at = rate, 0.0
@@ -169,7 +174,8 @@ def test_waiting_costs_no_turns_of_the_loop():
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("6m0s", 360), ("120ms", 0.12), ("1", 1), ("1h2m", 3720), ("soon", None), ("", None), (None, None)]
+    ("text", "seconds"),
+    [("6m0s", 360), ("120ms", 0.12), ("1", 1), ("1h2m", 3720), ("soon", None), ("", None), (None, None)],
 )
 def test_the_reset_header_is_read(text, seconds):
     assert reset_after_s(text) == seconds
