@@ -38,7 +38,7 @@ def transcription_ledger(
         rows = {row["request"]: row for row in recorded} | read_journal(root, prefix)
         ordered = sorted(rows.values(), key=lambda row: (row["started_at"], row["request"]))
         table = schemas.TRANSCRIPTION_LEDGER.from_rows(ordered)
-    mine = [row for row in ordered if row["run"] == context.run_id]
+    mine = [row for row in ordered if row["run"] == context.run.run_id]
     return dg.MaterializeResult(
         value=table,
         metadata={

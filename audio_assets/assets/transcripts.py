@@ -82,7 +82,7 @@ def transcripts(
         mirror = home.mirror()
         files = [AudioFile(r["id"], mirror.path_for(r["id"]), r["sha256"]) for r in rows if r["status"] == "ok"]
         done: dict[str, dict[str, Any]] = {}
-        account = Account(config.max_cost_usd, home.paths().ledger, lambda id: prefix, context.run_id)
+        account = Account(config.max_cost_usd, home.paths().ledger, lambda id: prefix, context.run.run_id)
         if files:
             durations = {r["id"]: r["duration_s"] or 0.0 for r in rows}
             total_min = sum(durations[f.id] for f in files) / 60
