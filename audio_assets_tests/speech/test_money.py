@@ -405,6 +405,15 @@ def test_a_recording_over_25_mb_goes_in_windows_with_true_offsets(
     assert sent * 3 < path.stat().st_size
 
 
+def test_an_answer_without_words_for_speech_is_not_believed_in_silence(
+    make_engine, fault_server, cache, write_audio, two_cities
+):
+    """One of the real servers answers so when it is asked for a model that it does not have."""
+    fault_server.answers = [reply(200, {"text": "", "segments": [], "language": "en"})]
+    [result] = transcribe_files([write_audio("a.flac", two_cities[: 30 * SAMPLE_RATE_HZ])], make_engine(), cache)
+    assert result.status == "empty" and "uncovered_speech" in result.flags
+
+
 class TestModels:
     def test_the_diarizer_gives_its_own_times(self, make_engine, fault_server, opening):
         segments = [{"id": "s0", "type": "x", "start": 0.5, "end": 2.0, "text": "It was.", "speaker": "A"}]
