@@ -15,7 +15,7 @@ demo: .venv/.demo ## the whole pipeline on recorded speech: no key, no cloud
 	@$(BIN)/audio-assets demo
 
 test: .venv/.dev ## the tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 slow-test: .venv/.dev ## the tests that take minutes
 	$(BIN)/pytest -m slow

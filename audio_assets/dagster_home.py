@@ -15,6 +15,10 @@ DAGSTER_YAML = """\
 telemetry:
   enabled: false
 
+# No dialog that asks for an e-mail address at the first visit.
+nux:
+  enabled: false
+
 # Each run loads a Whisper model and uses every core it is given: queue the rest.
 concurrency:
   runs:

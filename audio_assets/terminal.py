@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -33,7 +34,9 @@ def stderr_console(quiet: bool = False) -> Console:
     """The console for progress and messages; honours ``NO_COLOR``."""
     from rich.console import Console
 
-    return Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+    # Dagster sends a step's stderr into a file and copies that to the terminal: no place for bars. Keep the terminal.
+    terminal = os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8") if sys.stderr.isatty() else sys.stderr
+    return Console(file=terminal, quiet=quiet, highlight=False, soft_wrap=True)
 
 
 class TerminalProgress:

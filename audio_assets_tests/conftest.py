@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -58,6 +59,11 @@ def subprocess_environment(home: Path, **settings: str) -> dict[str, str]:
     # What a warning filter makes of the libraries' warnings is pytest's business, not the user's.
     keep.pop("PYTHONWARNINGS", None)
     return keep | {"AUDIO_ASSETS_HOME": str(home), "HF_HUB_OFFLINE": "1", "WHISPER_ENGINE": "local"} | settings
+
+
+def interruptible() -> None:
+    """For ``preexec_fn``: let SIGINT reach the child, also where this process was started in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def audio_assets(

@@ -1,5 +1,6 @@
 """The demonstration: complete, repeatable, offline, and gone when it ends."""
 
+import os
 import re
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 from audio_assets import demo
 from audio_assets.settings import Home
-from audio_assets_tests.conftest import subprocess_environment
+from audio_assets_tests.conftest import interruptible, subprocess_environment
 
 DEMO = [sys.executable, "-m", "audio_assets", "demo"]
 
@@ -64,12 +65,14 @@ def test_the_demonstration_runs_twice_and_the_second_time_from_its_cache(home: H
         assert str(path.relative_to(tmp_path)) in first.stdout
         assert path.is_file()
 
-    started = time.monotonic()
+    before = os.times()
     second = _run_offline(DEMO, environment, tmp_path)
-    assert time.monotonic() - started < 20
+    after = os.times()
+    # Processor time: a machine that does other things at the same time must not fail the test.
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 20
     assert re.search(r"^10 ok · 1 empty · 1 invalid · 11 cached · 0 failed", second.stdout, re.MULTILINE)
     assert not _servers(scratch)
-    assert list(scratch.iterdir()) == []
+    assert list(scratch.glob("audio-assets-demo-*")) == []
 
 
 def _run_offline(command: list[str], environment: dict[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -120,6 +123,7 @@ def test_the_server_is_gone_however_the_demonstration_ends(home: Home, number: s
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=interruptible,
     )
     assert process.stderr is not None
     assert any("Holding" in line for line in process.stderr)
@@ -132,4 +136,4 @@ def test_the_server_is_gone_however_the_demonstration_ends(home: Home, number: s
     assert not _servers(scratch)
     if number is not signal.SIGKILL:
         assert process.returncode == 130
-        assert list(scratch.iterdir()) == []
+        assert list(scratch.glob("audio-assets-demo-*")) == []

@@ -346,7 +346,8 @@ def table(runs: dict[str, list[dict[str, Any]]], rows: list[dict[str, Any]], wor
     """Print the medians of all competitors."""
     print(f"\n{workers} worker(s), median of {len(runs['ours'])} round(s)")
     print(
-        f"{'':22}{'wall s':>8}{'CPU s':>8}{'whole wall':>11}{'whole CPU':>10}{'first s':>8}{'peak MB':>8}{'WER %':>7}{'deleted':>8}"
+        f"{'':22}{'wall s':>8}{'CPU s':>8}{'whole wall':>11}{'whole CPU':>10}"
+        f"{'first s':>8}{'peak MB':>8}{'WER %':>7}{'deleted':>8}"
     )
     for name, measured in runs.items():
         counts = words_wrong(rows, measured[-1]["texts"])

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from audio_assets import schemas
 from audio_assets.errors import AudioAssetsError
+from audio_assets.storage import validation
 from audio_assets.summary.preview import markdown_table
 
 OWNERS = ["team:speech-data"]
@@ -23,6 +24,24 @@ _DAGSTER_TYPES = {"string": "string", "int64": "int", "double": "float", "bool":
 
 def table_metadata(table: schemas.Table) -> dict[str, Any]:
     """Definition metadata of a table asset: its column schema and its name in the warehouse."""
+    return {"dagster/column_schema": _table_schema(table), "dagster/table_name": table.name}
+
+
+def table_type(table: schemas.Table) -> dg.DagsterType:
+    """The type of a table asset's value: an Arrow table with the columns of ``table``, which the UI lists."""
+
+    def check(context: dg.TypeCheckContext, value: object) -> dg.TypeCheck:
+        if not isinstance(value, pa.Table):
+            return dg.TypeCheck(False, description=f"{table.name} must be a pyarrow.Table, not {type(value).__name__}")
+        finding = validation.schema_conforms(table, value)
+        return dg.TypeCheck(finding.passed, description=finding.description)
+
+    return dg.DagsterType(
+        check, name=f"{table.name}_table", typing_type=pa.Table, metadata={"schema": _table_schema(table)}
+    )
+
+
+def _table_schema(table: schemas.Table) -> dg.TableSchema:
     columns = [
         dg.TableColumn(
             c.name,
@@ -32,7 +51,7 @@ def table_metadata(table: schemas.Table) -> dict[str, Any]:
         )
         for c in table.columns
     ]
-    return {"dagster/column_schema": dg.TableSchema(columns), "dagster/table_name": table.name}
+    return dg.TableSchema(columns)
 
 
 def preview(data: pa.Table, columns: list[str]) -> dg.MarkdownMetadataValue:
@@ -40,15 +59,9 @@ def preview(data: pa.Table, columns: list[str]) -> dg.MarkdownMetadataValue:
     return dg.MetadataValue.md(markdown_table(data, columns))
 
 
-def status_counts(data: pa.Table) -> dict[str, int]:
-    """How many rows have each status, in the order of `schemas.STATUSES`, zeros left out."""
-    counts = {r["values"]: r["counts"] for r in data.column("status").combine_chunks().value_counts().to_pylist()}
-    return {s: counts[s] for s in schemas.STATUSES if s in counts}
-
-
 def status_metadata(data: pa.Table) -> dict[str, int]:
-    """`status_counts` as metadata, so that the UI plots each status over time."""
-    return {f"status_{status}": n for status, n in status_counts(data).items()}
+    """How many rows have each status, as metadata, so that the UI plots each over time."""
+    return {f"status_{status}": n for status, n in validation.status_counts(data).items()}
 
 
 @contextmanager

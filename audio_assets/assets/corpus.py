@@ -5,11 +5,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 import dagster as dg
-import pyarrow as pa
 from pydantic import Field
 
 from audio_assets import schemas
-from audio_assets.assets.common import OWNERS, WAREHOUSE, preview, readable_errors, table_metadata
+from audio_assets.assets.common import OWNERS, WAREHOUSE, preview, readable_errors, table_metadata, table_type
 from audio_assets.assets.summaries import prefix_summary, token_frequency
 from audio_assets.assets.tokens import tokens
 from audio_assets.assets.transcripts import transcripts
@@ -35,13 +34,14 @@ WHEN_PREFIXES_CHANGED = (
     owners=OWNERS,
     kinds={"duckdb", "matplotlib"},
     metadata=table_metadata(schemas.CORPUS_SUMMARY),
+    dagster_type=table_type(schemas.CORPUS_SUMMARY),
     io_manager_key=WAREHOUSE,
     automation_condition=WHEN_PREFIXES_CHANGED,
     description=schemas.CORPUS_SUMMARY.description,
 )
 def corpus_summary(
     context: dg.AssetExecutionContext, warehouse: dg.ResourceParam[PartitionedDuckDBIOManager]
-) -> dg.MaterializeResult[pa.Table]:
+) -> dg.MaterializeResult:
     """Aggregate all prefixes in SQL."""
     with readable_errors(), warehouse.warehouse().connect() as connection:
         table = statistics.summarize_corpus(connection)

@@ -1,11 +1,10 @@
 """`r2_prefixes`: what prefixes the bucket has. Materializing it registers them as partitions."""
 
 import dagster as dg
-import pyarrow as pa
 from pydantic import Field
 
 from audio_assets import schemas
-from audio_assets.assets.common import OWNERS, WAREHOUSE, preview, readable_errors, table_metadata
+from audio_assets.assets.common import OWNERS, WAREHOUSE, preview, readable_errors, table_metadata, table_type
 from audio_assets.ingest.intake import mirror_prefixes
 from audio_assets.ingest.listing import PrefixListing, discover_prefixes, list_objects
 from audio_assets.partitions import PARTITIONS_NAME
@@ -29,13 +28,14 @@ class R2PrefixesConfig(dg.Config):
     owners=OWNERS,
     kinds={"r2", "duckdb"},
     metadata=table_metadata(schemas.R2_PREFIXES),
+    dagster_type=table_type(schemas.R2_PREFIXES),
     io_manager_key=WAREHOUSE,
     description=schemas.R2_PREFIXES.description
     + " Materialize it first: it lists the bucket and registers each prefix as a partition.",
 )
 def r2_prefixes(
     context: dg.AssetExecutionContext, config: R2PrefixesConfig, r2: R2Resource, home: HomeResource
-) -> dg.MaterializeResult[pa.Table]:
+) -> dg.MaterializeResult:
     """List the bucket (or the mirror) and register its prefixes as partitions."""
     with readable_errors():
         if config.skip_ingestion:

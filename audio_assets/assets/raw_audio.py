@@ -1,10 +1,9 @@
 """`raw_audio`: the prefix's objects, downloaded, verified and probed."""
 
 import dagster as dg
-import pyarrow as pa
 from pydantic import Field
 
-from audio_assets import schemas
+from audio_assets import checks, schemas
 from audio_assets.assets.common import (
     OWNERS,
     WAREHOUSE,
@@ -13,9 +12,9 @@ from audio_assets.assets.common import (
     readable_errors,
     status_metadata,
     table_metadata,
+    table_type,
 )
 from audio_assets.assets.r2_prefixes import r2_prefixes
-from audio_assets.checks import RAW_AUDIO_CHECKS, check_raw_audio
 from audio_assets.ingest.intake import IntakeOptions, IntakeProgress, ingest_mirror, ingest_prefix
 from audio_assets.partitions import prefix_for, prefix_partitions
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
@@ -50,8 +49,9 @@ class RawAudioConfig(dg.Config):
     owners=OWNERS,
     kinds={"r2", "duckdb", "parquet"},
     metadata=table_metadata(schemas.RAW_AUDIO),
+    dagster_type=table_type(schemas.RAW_AUDIO),
     io_manager_key=WAREHOUSE,
-    check_specs=RAW_AUDIO_CHECKS,
+    check_specs=checks.specs("raw_audio"),
     description=schemas.RAW_AUDIO.description + " The bytes lie in the mirror folder, as a copy of the bucket's tree.",
 )
 def raw_audio(
@@ -61,7 +61,7 @@ def raw_audio(
     home: HomeResource,
     warehouse: dg.ResourceParam[PartitionedDuckDBIOManager],
     progress: dg.ResourceParam[Progress],
-) -> dg.MaterializeResult[pa.Table]:
+) -> dg.MaterializeResult:
     """Bring the mirror up to date with the prefix and describe each object in a row."""
     with readable_errors():
         prefix = prefix_for(context.partition_key)
@@ -95,7 +95,7 @@ def raw_audio(
     table = intake.table
     return dg.MaterializeResult(
         value=table,
-        check_results=check_raw_audio(table, previous),
+        check_results=checks.check_raw_audio(table, previous),
         metadata=merge(
             {
                 "listed": intake.listed,

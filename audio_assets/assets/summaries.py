@@ -4,7 +4,7 @@ import dagster as dg
 import pyarrow as pa
 
 from audio_assets import schemas
-from audio_assets.assets.common import OWNERS, WAREHOUSE, preview, readable_errors, table_metadata
+from audio_assets.assets.common import OWNERS, WAREHOUSE, preview, readable_errors, table_metadata, table_type
 from audio_assets.partitions import prefix_for, prefix_partitions
 from audio_assets.summary import plots, statistics
 from audio_assets.summary.preview import png_markdown
@@ -19,12 +19,13 @@ _RAW_COLUMNS = {"columns": ["id", "prefix", "status", "duration_s"]}
     owners=OWNERS,
     kinds={"duckdb", "matplotlib"},
     metadata=table_metadata(schemas.PREFIX_SUMMARY),
+    dagster_type=table_type(schemas.PREFIX_SUMMARY),
     io_manager_key=WAREHOUSE,
     description=schemas.PREFIX_SUMMARY.description,
 )
 def prefix_summary(
     context: dg.AssetExecutionContext, raw_audio: pa.Table, transcripts: pa.Table, tokens: pa.Table
-) -> dg.MaterializeResult[pa.Table]:
+) -> dg.MaterializeResult:
     """Compute the prefix's figures and draw its distributions."""
     with readable_errors():
         table = statistics.summarize_prefix(prefix_for(context.partition_key), raw_audio, transcripts, tokens)
@@ -55,10 +56,11 @@ def prefix_summary(
     owners=OWNERS,
     kinds={"duckdb", "matplotlib"},
     metadata=table_metadata(schemas.TOKEN_FREQUENCY),
+    dagster_type=table_type(schemas.TOKEN_FREQUENCY),
     io_manager_key=WAREHOUSE,
     description=schemas.TOKEN_FREQUENCY.description,
 )
-def token_frequency(context: dg.AssetExecutionContext, tokens: pa.Table) -> dg.MaterializeResult[pa.Table]:
+def token_frequency(context: dg.AssetExecutionContext, tokens: pa.Table) -> dg.MaterializeResult:
     """Count the prefix's words and draw the most frequent."""
     with readable_errors():
         table = statistics.count_tokens(prefix_for(context.partition_key), tokens)

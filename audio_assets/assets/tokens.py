@@ -3,9 +3,8 @@
 import dagster as dg
 import pyarrow as pa
 
-from audio_assets import schemas
-from audio_assets.assets.common import OWNERS, WAREHOUSE, preview, readable_errors, table_metadata
-from audio_assets.checks import TOKENS_CHECKS, check_tokens
+from audio_assets import checks, schemas
+from audio_assets.assets.common import OWNERS, WAREHOUSE, preview, readable_errors, table_metadata, table_type
 from audio_assets.partitions import prefix_partitions
 from audio_assets.text.tokenize import tokenize
 
@@ -16,18 +15,19 @@ from audio_assets.text.tokenize import tokenize
     owners=OWNERS,
     kinds={"spacy", "duckdb", "parquet"},
     metadata=table_metadata(schemas.TOKENS),
+    dagster_type=table_type(schemas.TOKENS),
     io_manager_key=WAREHOUSE,
-    check_specs=TOKENS_CHECKS,
+    check_specs=checks.specs("tokens"),
     description=schemas.TOKENS.description,
 )
-def tokens(context: dg.AssetExecutionContext, transcripts: pa.Table) -> dg.MaterializeResult[pa.Table]:
+def tokens(context: dg.AssetExecutionContext, transcripts: pa.Table) -> dg.MaterializeResult:
     """Split each transcript into normalized words."""
     with readable_errors():
         table = tokenize(transcripts)
     words = table.column("tokens").combine_chunks()
     return dg.MaterializeResult(
         value=table,
-        check_results=check_tokens(table, transcripts),
+        check_results=checks.check_tokens(table, transcripts),
         metadata={
             "words": len(words.flatten()),
             "preview": preview(table, ["id", "language", "tokens", "content_tokens"]),

@@ -8,7 +8,7 @@ import dagster as dg
 import pyarrow as pa
 from pydantic import Field
 
-from audio_assets import schemas
+from audio_assets import checks, schemas
 from audio_assets.assets.common import (
     OWNERS,
     WAREHOUSE,
@@ -17,8 +17,8 @@ from audio_assets.assets.common import (
     readable_errors,
     status_metadata,
     table_metadata,
+    table_type,
 )
-from audio_assets.checks import TRANSCRIPTS_CHECKS, check_transcripts
 from audio_assets.partitions import prefix_for, prefix_partitions
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
 from audio_assets.resources.home import HomeResource
@@ -59,8 +59,9 @@ class TranscriptsConfig(dg.Config):
     owners=OWNERS,
     kinds={"openai", "duckdb", "parquet"},
     metadata=table_metadata(schemas.TRANSCRIPTS),
+    dagster_type=table_type(schemas.TRANSCRIPTS),
     io_manager_key=WAREHOUSE,
-    check_specs=TRANSCRIPTS_CHECKS,
+    check_specs=checks.specs("transcripts"),
     description=schemas.TRANSCRIPTS.description
     + " Results are kept by content: the same bytes, model and options are never transcribed twice.",
 )
@@ -72,7 +73,7 @@ def transcripts(
     home: HomeResource,
     warehouse: dg.ResourceParam[PartitionedDuckDBIOManager],
     progress: dg.ResourceParam[Progress],
-) -> dg.MaterializeResult[pa.Table]:
+) -> dg.MaterializeResult:
     """Transcribe what the cache does not hold, and give each object of `raw_audio` its row."""
     started = time.monotonic()
     prefix = prefix_for(context.partition_key)
@@ -114,7 +115,7 @@ def transcripts(
     new = [r for r in done.values() if not r["cached"]]
     return dg.MaterializeResult(
         value=table,
-        check_results=check_transcripts(table, raw_audio, previous),
+        check_results=checks.check_transcripts(table, raw_audio, previous),
         metadata=merge(
             {
                 "transcribed": len(new),

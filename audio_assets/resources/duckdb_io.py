@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from dagster import ConfigurableIOManager, InputContext, MetadataValue, OutputContext
 from pydantic import Field
 
 from audio_assets import schemas, settings
 from audio_assets.errors import SchemaError
+from audio_assets.partitions import prefix_for
 
 if TYPE_CHECKING:
-    from audio_assets.storage.partition_files import PartitionStore
+    from audio_assets.storage.partition_files import PartitionStore, Unreadable
     from audio_assets.storage.warehouse import Warehouse
 
 
@@ -67,37 +70,61 @@ class PartitionedDuckDBIOManager(ConfigurableIOManager):
             return
         table = _table_for(context)
         data = _as_arrow(table, obj)
-        partition = context.asset_partition_key if table.partitioned else None
         warehouse = self.warehouse()
-        written = warehouse.store.write(table, data, partition)
+        if not table.partitioned:
+            written = [warehouse.store.write(table, data, None)]
+        elif len(context.asset_partition_keys) == 1:
+            written = [warehouse.store.write(table, data, context.asset_partition_keys[0])]
+        else:
+            parts = _split(table, data, context.asset_partition_keys)
+            written = [warehouse.store.write(table, part, key) for key, part in parts.items()]
         refresh = warehouse.refresh([table.name])
         for skipped in refresh.skipped:
-            context.log.warning("skipped: %s", skipped.reason)
-        count = "dagster/partition_row_count" if partition is not None else "dagster/row_count"
+            context.log.warning(f"left out of the warehouse: {skipped.reason}")
+        if refresh.deferred:
+            context.log.info(f"the rows are stored; the warehouse follows later: {refresh.deferred}")
+        count = "dagster/partition_row_count" if table.partitioned else "dagster/row_count"
         context.add_output_metadata(
             {
-                count: written.row_count,
+                count: data.num_rows,
                 "dagster/table_name": table.name,
-                "dagster/uri": MetadataValue.text(written.uri),
-                "size_bytes": written.size_bytes,
+                "dagster/uri": MetadataValue.text(written[0].uri if len(written) == 1 else warehouse.store.root),
+                "size_bytes": sum(file.size_bytes for file in written),
                 "warehouse": f"deferred: {refresh.deferred}" if refresh.deferred else "loaded",
             }
         )
 
     def load_input(self, context: InputContext) -> Any:
-        """The columns and partitions asked for, in the type that the input is annotated with."""
+        """The columns and partitions asked for, in the type that the input is annotated with.
+
+        Of several partitions, those whose file is damaged are left out with a warning; a single one fails the step.
+        """
         table = _table_for(context)
         columns = (context.definition_metadata or {}).get("columns")
         partitions = list(context.asset_partition_keys) if table.partitioned and context.has_asset_partitions else None
-        wanted = context.dagster_type.typing_type
-        data = self.store().read(table, partitions, columns)
-        if getattr(wanted, "__name__", "") == "DuckDBPyRelation":
+        warn = None if partitions is not None and len(partitions) == 1 else lambda bad: _warn(context, bad)
+        wanted = getattr(context.dagster_type.typing_type, "__name__", "")
+        store = self.store()
+        if wanted == "DuckDBPyRelation":
             import duckdb
 
-            return duckdb.connect().from_arrow(data)
-        if getattr(wanted, "__name__", "") == "DataFrame":
-            return data.to_pandas()
-        return data
+            relation = duckdb.connect().from_arrow(store.dataset(table, partitions, on_unreadable=warn))
+            return relation.select(*columns) if columns else relation
+        data = store.read(table, partitions, columns, on_unreadable=warn)
+        return data.to_pandas() if wanted == "DataFrame" else data
+
+
+def _warn(context: InputContext, bad: Unreadable) -> None:
+    context.log.warning(f"left out: {bad.reason}")
+
+
+def _split(table: schemas.Table, data: pa.Table, keys: Sequence[str]) -> dict[str, pa.Table]:
+    """The rows of each partition of a run over several, by their ``prefix``."""
+    prefixes = {prefix_for(key): key for key in keys}
+    strange = [p for p in data.column("prefix").unique().to_pylist() if p not in prefixes]
+    if strange:
+        raise SchemaError(f"table {table.name}: rows of prefix {strange[0]!r}, which is not a partition of this run")
+    return {key: data.filter(pc.equal(data.column("prefix"), prefix)) for prefix, key in prefixes.items()}
 
 
 def _table_for(context: OutputContext | InputContext) -> schemas.Table:

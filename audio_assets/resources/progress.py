@@ -45,10 +45,11 @@ class LogTask:
     def update(self, done: float, total: float, note: str = "") -> None:
         """Log a line if enough time or work has passed since the last one."""
         now = self._clock()
-        share = done / total if total else 1.0
+        # Sums of minutes end a rounding error short of their total.
+        share = 1.0 if done >= total * (1 - 1e-9) else done / total
         waited = now - self._last_time
         due = waited >= LOG_INTERVAL_S or (share - self._last_share >= LOG_SHARE and waited >= LOG_MIN_INTERVAL_S)
-        if not due and done < total:
+        if not due and share < 1.0:
             return
         if share <= self._last_share and share >= 1.0:
             return

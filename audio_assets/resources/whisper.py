@@ -49,6 +49,13 @@ class WhisperResource(ConfigurableResource):  # type: ignore[type-arg]
     language: str | None = Field(default=None, description="ISO 639-1 code; by default detected per recording.")
     initial_prompt: str | None = Field(default=None, description="Text that shows the model names and style to expect.")
     hotwords: str | None = Field(default=None, description="Words to listen for (local engine).")
+    split_channels: bool = Field(
+        default=False,
+        description="Transcribe each channel of a recording by itself: for calls with one speaker to each.",
+    )
+    language_per_window: bool = Field(
+        default=False, description="Detect the language of every window, not once per recording (local engine)."
+    )
     word_timestamps: bool = Field(default=False, description="Time every word, where the model can.")
     beam_size: int = Field(default=5, ge=1, description="Hypotheses kept while decoding (local engine).")
     compute_type: str = Field(
@@ -144,6 +151,8 @@ class WhisperResource(ConfigurableResource):  # type: ignore[type-arg]
             initial_prompt=self.initial_prompt,
             hotwords=self.hotwords,
             word_timestamps=self.word_timestamps,
+            language_per_window=self.language_per_window,
+            split_channels=self.split_channels,
         )
 
     def _openai_options(self) -> OpenAIOptions:
@@ -163,6 +172,7 @@ class WhisperResource(ConfigurableResource):  # type: ignore[type-arg]
             audio_s_per_minute=self.audio_s_per_minute or found.openai_audio_s_per_minute,
             longest_wait_s=self.longest_wait_s,
             deadline_s=self.deadline_s,
+            split_channels=self.split_channels,
         )
 
     def estimates(self, candidates: Sequence[Candidate], cache: TranscriptCache) -> tuple[list[Estimate], Estimate]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 FORMATS = "wav,mp3,flac,mov,ogg,matroska,aac"
-"""FFmpeg demuxers that may open a file: those of the extensions that ingestion takes, none that refers to other files."""
+"""FFmpeg demuxers that may open a file: those of ingestion's extensions, and none that refers to other files."""
 
 BLOCK_S = 30.0
 """Length of the blocks that `AudioStream.blocks` gives: long enough to be cheap, short enough for flat memory."""
@@ -34,6 +34,7 @@ CLIP_LEVEL = 0.995
 CLIP_SHARE = 0.001
 """Clipped: at least one sample in a thousand sits at full scale; undistorted speech has none to a few."""
 
+_OPEN_LENGTH = 0xFFFFFFFF
 _FULL_SCALE_INT16 = 32768.0
 
 
@@ -74,6 +75,7 @@ class AudioStream:
         self._full_scale = 0
         self._samples = 0
         self._damaged = False
+        self._early = False
 
     @property
     def clipped(self) -> bool:
@@ -118,6 +120,7 @@ class AudioStream:
         except InvalidAudio:
             self.__exit__()
             raise
+        self._early = _ends_early(self._path, self._container)
         if self.header_duration_s is not None:
             self._check_duration(self.header_duration_s)
 
@@ -149,10 +152,54 @@ class AudioStream:
         self.duration_s = self._samples / SAMPLE_RATE_HZ
         short_s = (self.header_duration_s or 0.0) - self.duration_s
         tolerance_s = max(TRUNCATION_TOLERANCE_S, TRUNCATION_TOLERANCE_SHARE * self.duration_s)
-        self.truncated = self._damaged or short_s > tolerance_s
+        self.truncated = self._damaged or short_s > tolerance_s or self._early
+
+    def _plain_pcm(self) -> Iterator[Samples] | None:
+        """A faster way through the commonest files: WAV and FLAC that are mono 16 kHz already and undamaged.
+
+        libsndfile decodes them at a fifth of the price. It knows nothing of files that end early, so a file whose
+        length is not what its header says is left to FFmpeg, as is everything that would have to be resampled.
+        """
+        import soundfile
+
+        if self._container is None or self._container.format.name not in ("wav", "flac"):
+            return None
+        codec = self._container.streams.audio[0].codec_context
+        if codec.sample_rate != SAMPLE_RATE_HZ or codec.channels != 1 or self._split or self.header_duration_s is None:
+            return None
+        try:
+            file = soundfile.SoundFile(self._path)
+        except (soundfile.SoundFileError, OSError):
+            return None
+        if abs(file.frames - self.header_duration_s * SAMPLE_RATE_HZ) > 1 or self._early:
+            file.close()
+            return None
+        return self._read_plain(file)
+
+    def _read_plain(self, file: Any) -> Iterator[Samples]:
+        import soundfile
+
+        with file:
+            done = 0
+            while done < file.frames:
+                try:
+                    # A second at a time: a damaged place takes no more than that with it.
+                    data = file.read(min(file.frames - done, SAMPLE_RATE_HZ), dtype="float32")
+                except soundfile.SoundFileError:
+                    data = ()
+                if not len(data):
+                    self._damaged = True
+                    return
+                done += len(data)
+                yield self._account(data)
 
     def _pieces(self) -> Iterator[Samples]:
         import av
+
+        plain = self._plain_pcm()
+        if plain is not None:
+            yield from plain
+            return
 
         assert self._container is not None, "use AudioStream as a context manager"  # noqa: S101 - misuse, not input
         layout = "mono"
@@ -203,6 +250,10 @@ class AudioStream:
         data: Samples = frame.to_ndarray().astype(np.float32, copy=False)
         if not self._split:
             data = data.reshape(-1)
+        return self._account(data)
+
+    def _account(self, data: Samples) -> Samples:
+        """Count samples, those at full scale too, and take out what is no number."""
         if not np.isfinite(data).all():
             data = np.nan_to_num(data, nan=0.0, posinf=1.0, neginf=-1.0)
         self._full_scale += int(np.count_nonzero(np.abs(data) >= CLIP_LEVEL)) // (self.channels if self._split else 1)
@@ -234,6 +285,23 @@ def encode_flac(samples: Samples) -> bytes:
     )
     soundfile.write(buffer, pcm, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()
+
+
+def _ends_early(path: Path, container: InputContainer) -> bool:
+    """Whether a WAV ends before the samples that its header promises, of which FFmpeg says nothing."""
+    if container.format.name != "wav":
+        return False
+    with path.open("rb") as file:
+        head = file.read(12)
+        if head[:4] != b"RIFF" or head[8:] != b"WAVE":
+            return False
+        while len(chunk := file.read(8)) == 8:
+            length = int.from_bytes(chunk[4:], "little")
+            if chunk[:4] == b"data":
+                # Writers that cannot seek leave the length open.
+                return length != _OPEN_LENGTH and file.tell() + length > path.stat().st_size
+            file.seek(length + length % 2, 1)
+    return False
 
 
 def _header_duration(container: InputContainer, stream: Any) -> float | None:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,7 +38,10 @@ class Word:
 
 @dataclass(frozen=True)
 class Segment:
-    """A timed piece of text. Scores are null where the engine does not give them."""
+    """A timed piece of text. Scores are null where the engine does not give them.
+
+    ``channel`` counts from 0 and is null unless channels were transcribed apart; ``flags`` are those of `judge.FLAGS`.
+    """
 
     start_s: float
     end_s: float
@@ -47,21 +50,15 @@ class Segment:
     no_speech_prob: float | None = None
     compression_ratio: float | None = None
     words: tuple[Word, ...] | None = None
+    channel: int | None = None
+    flags: tuple[str, ...] = ()
 
     def shifted(self, offset_s: float) -> Segment:
         """The same segment ``offset_s`` seconds later."""
         words = None
         if self.words is not None:
             words = tuple(Word(w.start_s + offset_s, w.end_s + offset_s, w.word, w.probability) for w in self.words)
-        return Segment(
-            self.start_s + offset_s,
-            self.end_s + offset_s,
-            self.text,
-            self.avg_logprob,
-            self.no_speech_prob,
-            self.compression_ratio,
-            words,
-        )
+        return replace(self, start_s=self.start_s + offset_s, end_s=self.end_s + offset_s, words=words)
 
 
 class SharedLanguage:
@@ -89,7 +86,8 @@ class Clip:
     """A window of one recording: mono float32 samples at 16 kHz, in [-1, 1].
 
     ``speech`` are the spans, in seconds from the clip's first sample, where voice activity detection hears speech;
-    empty when nobody looked. ``sha256`` is that of the recording's bytes, '' when it is not known.
+    empty when nobody looked. ``sha256`` is that of the recording's bytes and ``window`` the clip's name
+    among its windows; '' when they are not known.
     """
 
     id: str
@@ -98,6 +96,7 @@ class Clip:
     language: SharedLanguage = field(default_factory=SharedLanguage)
     speech: tuple[tuple[float, float], ...] = ()
     sha256: str = ""
+    window: str = ""
 
     @property
     def speech_s(self) -> float:
@@ -126,12 +125,14 @@ class WindowPlan:
     """How an engine likes its windows.
 
     A window ends where silence is at least ``cut_silence_s`` long; it is never longer than ``max_s`` and then ends at
-    its best pause. ``pad_s`` of sound is kept on both sides of the speech.
+    its best pause. ``pad_s`` of sound is kept on both sides of the speech. With ``split_channels`` each channel has
+    windows of its own: for calls that were recorded with one speaker to a channel.
     """
 
     max_s: float
     cut_silence_s: float
     pad_s: float = 0.4
+    split_channels: bool = False
 
 
 class Timings:

@@ -112,7 +112,7 @@ def measure_silence(candidates: Iterable[Candidate], engine: Engine) -> Silence:
         heard_s += duration_s
         sent_s += window_s
         files += 1
-    return Silence(1 - min(1.0, sent_s / heard_s) if heard_s else 0.0, files)
+    return Silence(max(0.0, 1 - sent_s / heard_s) if heard_s else 0.0, files)
 
 
 def listen(path: Path, engine: Engine) -> tuple[float, float]:
@@ -121,10 +121,11 @@ def listen(path: Path, engine: Engine) -> tuple[float, float]:
     Raises:
         InvalidAudio: it cannot be decoded.
     """
-    windower = Windower(engine.plan)
     sent_s = 0.0
-    with AudioStream(path) as stream:
+    with AudioStream(path, split_channels=engine.plan.split_channels) as stream:
+        windowers = [Windower(engine.plan) for _ in range(stream.channels)]
         for block in stream.blocks():
-            sent_s += sum(w.duration_s for w in windower.push(block))
-        sent_s += sum(w.duration_s for w in windower.finish())
+            for channel, windower in enumerate(windowers):
+                sent_s += sum(w.duration_s for w in windower.push(block if block.ndim == 1 else block[channel]))
+        sent_s += sum(w.duration_s for each in windowers for w in each.finish())
     return stream.duration_s, sent_s

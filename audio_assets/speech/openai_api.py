@@ -79,6 +79,7 @@ class OpenAIOptions:
     longest_wait_s: float = 120.0
     """A Retry-After beyond this puts the file off to the next run."""
     first_backoff_s: float = 0.5
+    split_channels: bool = False
 
 
 class _TransientError(Exception):
@@ -222,7 +223,7 @@ class OpenAIEngine:
         self.parallelism = options.workers
         self.batch_size = 1
         # Requests are billed by length: silence of more than two seconds is not sent.
-        self.plan = WindowPlan(max_s=able.max_s, cut_silence_s=2.0, pad_s=0.4)
+        self.plan = WindowPlan(able.max_s, cut_silence_s=2.0, split_channels=options.split_channels)
         self._format = form
         self._link = _Link(options, able.max_bytes)
         self._account = Account()
@@ -300,9 +301,10 @@ class OpenAIEngine:
 
     def _clip(self, clip: Clip, start: int, end: int) -> ClipResult:
         """Transcribe the samples from ``start`` to ``end``, in pieces where they are too large as a whole."""
-        offset = round(clip.start_s * SAMPLE_RATE_HZ)
-        name = f"{offset + start}-{offset + end}"
         whole = start == 0 and end == len(clip.samples)
+        offset = round(clip.start_s * SAMPLE_RATE_HZ)
+        name = clip.window or f"{offset}-{offset + len(clip.samples)}"
+        name += "" if whole else f"@{start}-{end}"
         stored = (self._pieces.get(clip.sha256) if self._pieces else {}).get(name, {})
         cut = stored.get("cut_at")
         if not isinstance(cut, int):

@@ -97,7 +97,7 @@ class FileTranscript:
         """A row of `schemas.TRANSCRIPTS`."""
         row = asdict(self)
         row["prefix"] = prefix
-        row["segments"] = [asdict(s) for s in self.segments]
+        row["segments"] = [{**asdict(s), "flags": list(s.flags)} for s in self.segments]
         row["flags"] = list(self.flags)
         return row
 
@@ -217,6 +217,7 @@ class _Job:
     language: SharedLanguage = field(default_factory=SharedLanguage)
     outcomes: dict[int, ClipResult | FileError] = field(default_factory=dict)
     offsets_s: dict[int, float] = field(default_factory=dict)
+    channels: dict[int, int | None] = field(default_factory=dict)
     speech: list[tuple[float, float]] = field(default_factory=list)
     expected: int | None = None
     duration_s: float = 0.0
@@ -338,38 +339,43 @@ class _Run:
 
     def _cut(self, job: _Job, known: dict[str, dict[str, Any]]) -> None:
         count = 0
-        windower = vad.Windower(self._engine.plan)
-        timings = self._options.timings
-        with AudioStream(job.file.path, self._options.limits) as stream:
+        plan, timings = self._engine.plan, self._options.timings
+        with AudioStream(job.file.path, self._options.limits, split_channels=plan.split_channels) as stream:
+            windowers = [vad.Windower(plan) for _ in range(stream.channels)]
             blocks = stream.blocks()
             while True:
                 with timings.stage("decode"):
                     block = next(blocks, None)
                 if block is None:
                     break
-                with timings.stage("vad"):
-                    found = list(windower.push(block))
-                for window in found:
-                    if not self._submit(job, count, window, known):
-                        return
-                    count += 1
-            last = list(windower.finish())
+                for channel, windower in enumerate(windowers):
+                    with timings.stage("vad"):
+                        found = list(windower.push(block if block.ndim == 1 else block[channel]))
+                    for window in found:
+                        if not self._submit(job, count, window, channel if block.ndim > 1 else None, known):
+                            return
+                        count += 1
+        apart = len(windowers) > 1
+        last = [(w, channel if apart else None) for channel, each in enumerate(windowers) for w in each.finish()]
         with job.lock:
             job.duration_s, job.truncated, job.clipped = stream.duration_s, stream.truncated, stream.clipped
-            job.speech_s = windower.speech_samples / SAMPLE_RATE_HZ
+            job.speech_s = sum(w.speech_samples for w in windowers) / SAMPLE_RATE_HZ
             job.expected = count + len(last)
-        for index, window in enumerate(last, start=count):
-            if not self._submit(job, index, window, known):
+        for index, (window, channel_or_none) in enumerate(last, start=count):
+            if not self._submit(job, index, window, channel_or_none, known):
                 return
         if job.claim():
             self._finish(job)
 
-    def _submit(self, job: _Job, index: int, window: vad.Window, known: dict[str, dict[str, Any]]) -> bool:
-        name = f"{window.start}-{window.end}"
+    def _submit(
+        self, job: _Job, index: int, window: vad.Window, channel: int | None, known: dict[str, dict[str, Any]]
+    ) -> bool:
+        name = f"{window.start}-{window.end}" + ("" if channel is None else f"/{channel}")
         stored = known.get(name)
         result = clip_result(stored) if stored is not None else None
         with job.lock:
             job.offsets_s[index] = window.start_s
+            job.channels[index] = channel
             job.speech.extend((a / SAMPLE_RATE_HZ, b / SAMPLE_RATE_HZ) for a, b in window.speech)
             if result is not None:
                 job.outcomes[index] = result
@@ -377,8 +383,10 @@ class _Run:
             if result.language is not None:
                 job.language.settle(result.language, result.language_probability or 0.0)
             return not self._stopped.is_set()
-        speech = tuple(((a - window.start) / SAMPLE_RATE_HZ, (b - window.start) / SAMPLE_RATE_HZ) for a, b in window.speech)
-        clip = Clip(job.file.id, window.samples, window.start_s, job.language, speech, job.file.sha256)
+        speech = tuple(
+            ((a - window.start) / SAMPLE_RATE_HZ, (b - window.start) / SAMPLE_RATE_HZ) for a, b in window.speech
+        )
+        clip = Clip(job.file.id, window.samples, window.start_s, job.language, speech, job.file.sha256, name)
         return self._pool.put(_Task(job, index, name, clip))
 
     # -- workers
@@ -411,12 +419,15 @@ class _Run:
         if bad and not good:
             self._fail(job, bad[0])
             return
-        segments = tuple(
-            s
+        segments = [
+            replace(_trimmed(segment.shifted(job.offsets_s[i])), channel=job.channels[i])
             for i, o in good.items()
-            for s in (segment.shifted(job.offsets_s[i]) for segment in o.segments)
-            if s.text.strip()
-        )
+            for segment in o.segments
+            if segment.text.strip()
+        ]
+        segments = [replace(s, flags=tuple(judge.judge_segment(s))) for s in segments]
+        # Channels take turns; windows of one channel are in order already.
+        segments.sort(key=lambda s: s.start_s)
         heard = [(o.language, o.language_probability) for o in good.values() if o.language is not None]
         language, probability = heard[0] if heard else (self._engine.language, None)
         text = _join([s.text for s in segments], language)
@@ -446,7 +457,7 @@ class _Run:
             language_probability=probability if text else None,
             duration_s=job.duration_s,
             speech_s=job.speech_s,
-            segments=tuple(_trimmed(s) for s in segments),
+            segments=tuple(segments),
             cost_usd=None if any(c is None for c in costs) else sum(c or 0.0 for c in costs),
             elapsed_s=time.monotonic() - job.started,
             flags=tuple(flags),
@@ -556,4 +567,4 @@ def clip_result(entry: dict[str, Any]) -> ClipResult | None:
 def _segment(entry: dict[str, Any]) -> Segment:
     words = entry["words"]
     fields = {**entry, "words": None if words is None else tuple(Word(**w) for w in words)}
-    return Segment(**fields)
+    return Segment(**{**fields, "flags": tuple(entry["flags"])})

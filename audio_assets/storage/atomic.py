@@ -90,17 +90,17 @@ def remove_stale_temps(directory: Path) -> list[Path]:
 
     A file that a living process writes is left alone. A missing directory holds nothing.
     """
+    return [temp for temp in stale_temps(directory) if _remove(temp)]
+
+
+def stale_temps(directory: Path) -> list[Path]:
+    """The temporary files that dead processes left in ``directory`` (not below it)."""
     try:
         with os.scandir(directory) as entries:
             names = [entry.name for entry in entries if entry.name.startswith(".")]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    return [directory / name for name in names if is_temp(name) and _remove_if_stale(directory / name)]
-
-
-def is_temp(name: str) -> bool:
-    """Whether ``name`` is one that `replacing` gives to a temporary file, or one derived from it (``….tmp.wal``)."""
-    return _TEMP.match(name) is not None
+    return [directory / name for name in sorted(names) if _is_stale(directory / name)]
 
 
 def _create_temp(path: Path) -> tuple[Path, int]:
@@ -133,18 +133,19 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove_if_stale(temp: Path) -> bool:
+def _is_stale(temp: Path) -> bool:
     match = _TEMP.match(temp.name)
     if match is None:
         return False
+    # What a library keeps beside its file (``….tmp.wal``) is stale when that file is.
     suffix = match["suffix"] or ""
     owner = temp.with_name(temp.name[: len(temp.name) - len(suffix)])
     if str(owner) in _open_temps:
         return False
-    if suffix and owner.exists() and not _is_abandoned(owner, int(match["pid"])):
-        return False
-    if not suffix and not _is_abandoned(temp, int(match["pid"])):
-        return False
+    return (bool(suffix) and not owner.exists()) or _is_abandoned(owner, int(match["pid"]))
+
+
+def _remove(temp: Path) -> bool:
     try:
         if temp.is_dir():
             shutil.rmtree(temp)

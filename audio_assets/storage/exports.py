@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 from audio_assets import partitions, schemas
 from audio_assets.errors import StorageError
 from audio_assets.storage import atomic
-from audio_assets.storage.partition_files import WRITE_KEY, PartitionStore, adapt
+from audio_assets.storage.partition_files import ROW_GROUP_ROWS, WRITE_KEY, PartitionStore, adapt
 from audio_assets.storage.warehouse import quoted, sql_type
 
 FORMATS = ("json", "parquet", "sqlite", "duckdb")
@@ -39,6 +40,10 @@ DUCKDB_STORAGE_VERSION = "v1.0.0"
 DEFAULT_COLUMNS = ("id", "transcription", "tokens")
 
 _BATCH_ROWS = 2_048
+_COMMIT_ROWS = 20_000
+"""DuckDB keeps the rows of a transaction in memory, beyond its memory limit: 500 MB for 400,000 transcripts in one
+transaction, 350 MB in pieces of this size [measured]."""
+
 _EXPORTED = ("ok", "empty", "gone")
 _HASH_PIECE_BYTES = 2**20
 
@@ -57,8 +62,8 @@ class ExportFile:
 def export_schema(all_columns: bool) -> pa.Schema:
     """Columns of an export: id, transcription, tokens; or everything known of each recording.
 
-    Columns of `raw_audio` come first, then those of `transcripts` and `tokens` that are not among the earlier ones.
-    ``status``, ``error`` and ``duration_s`` of `raw_audio` are those of the bucket's file: they are named ``audio_…``.
+    The columns of `transcripts` come first, then those of `raw_audio` and `tokens` that are not among them. What
+    `raw_audio` says differently of the object (``status``, ``error``, ``duration_s``, ``sha256``) is named ``audio_…``.
     """
     if not all_columns:
         return pa.schema(
@@ -140,7 +145,7 @@ def export_corpus(
             finally:
                 for sink in sinks:
                     sink.close()
-            sums = [_sha256(temp) for temp in targets]
+            sums = [sha256_of(temp) for temp in targets]
             sizes = [temp.stat().st_size for temp in targets]
         files = [
             ExportFile(name, directory / FILE_NAMES[name], rows, size, digest)
@@ -153,6 +158,27 @@ def export_corpus(
             " correct the permissions, then run `audio-assets export` again"
         ) from error
     return files
+
+
+def record_digest(store: PartitionStore, prefixes: Sequence[str] | None = None, *, all_columns: bool = False) -> str:
+    """A digest of the partition files that an export is made from; it changes when any of them is written again.
+
+    Raises:
+        StorageError: a partition file is damaged.
+    """
+    digest = hashlib.sha256()
+    for key in _partition_keys(store, prefixes):
+        for table in (schemas.TRANSCRIPTS, schemas.RAW_AUDIO, schemas.TOKENS):
+            if table is schemas.RAW_AUDIO and not all_columns:
+                continue
+            with contextlib.suppress(FileNotFoundError), store.open(table, key) as file:
+                digest.update(_identity(table, file))
+    return digest.hexdigest()
+
+
+def _identity(table: schemas.Table, file: pq.ParquetFile) -> bytes:
+    written: bytes = (file.metadata.metadata or {}).get(WRITE_KEY, b"")
+    return table.name.encode() + written
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -225,8 +251,7 @@ class _Cursor:
 
     def __init__(self, file: pq.ParquetFile, table: schemas.Table, names: list[tuple[str, str]]) -> None:
         self.names = names
-        metadata = file.metadata.metadata or {}
-        self.identity = table.name.encode() + metadata.get(WRITE_KEY, b"")
+        self.identity = _identity(table, file)
         needed = dict.fromkeys(["id", *(column for _, column in names)])
         if table is schemas.TRANSCRIPTS:
             needed |= dict.fromkeys(["status", "transcription"])
@@ -300,8 +325,7 @@ class _JsonSink:
         self._names = schema.names
 
     def write(self, batch: pa.RecordBatch) -> None:
-        lines = [json.dumps(row, ensure_ascii=False, default=_plain) for row in _rows(batch)]
-        self._file.write("\n".join(lines) + "\n")
+        self._file.write("".join(_json(row) + "\n" for row in _rows(batch)))
 
     def close(self) -> None:
         self._file.close()
@@ -310,12 +334,21 @@ class _JsonSink:
 class _ParquetSink:
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+        self._waiting: list[pa.RecordBatch] = []
 
     def write(self, batch: pa.RecordBatch) -> None:
-        self._writer.write_batch(batch)
+        self._waiting.append(batch)
+        if sum(waiting.num_rows for waiting in self._waiting) >= ROW_GROUP_ROWS:
+            self._flush()
 
     def close(self) -> None:
+        self._flush()
         self._writer.close()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._writer.write_table(pa.Table.from_batches(self._waiting), row_group_size=ROW_GROUP_ROWS)
+            self._waiting = []
 
 
 class _SqliteSink:
@@ -352,17 +385,26 @@ class _DuckdbSink:
 
         path.unlink()  # DuckDB does not take an empty file for a database
         self._connection = duckdb.connect(
-            str(path), config={"storage_compatibility_version": DUCKDB_STORAGE_VERSION, "memory_limit": "256MB"}
+            str(path),
+            config={"storage_compatibility_version": DUCKDB_STORAGE_VERSION, "memory_limit": "192MB", "threads": 1},
         )
         columns = ", ".join(f"{quoted(f.name)} {sql_type(f.type)}" for f in schema)
         self._connection.execute(f"CREATE TABLE corpus ({columns})")
+        self._connection.execute("BEGIN")
+        self._uncommitted = 0
 
     def write(self, batch: pa.RecordBatch) -> None:
         self._connection.register("incoming", pa.Table.from_batches([batch]))
         self._connection.execute("INSERT INTO corpus SELECT * FROM incoming")
         self._connection.unregister("incoming")
+        self._uncommitted += batch.num_rows
+        if self._uncommitted >= _COMMIT_ROWS:
+            self._connection.execute("COMMIT")
+            self._connection.execute("BEGIN")
+            self._uncommitted = 0
 
     def close(self) -> None:
+        self._connection.execute("COMMIT")
         self._connection.close()
 
 
@@ -382,9 +424,25 @@ def _values(column: pa.Array) -> list[Any]:
     return list(column.to_pylist())
 
 
+def _json(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
+    except ValueError:
+        return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=_plain)
+
+
+def _finite(value: Any) -> Any:
+    """``value`` with null for each NaN and infinity: JSON has no word for them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list) else value
+
+
 def _cell(value: Any) -> Any:
     if isinstance(value, list | dict):
-        return json.dumps(value, ensure_ascii=False, default=_plain)
+        return _json(value)
     return _plain(value) if hasattr(value, "isoformat") else value
 
 
@@ -392,7 +450,8 @@ def _plain(value: Any) -> Any:
     return value.isoformat()
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(_HASH_PIECE_BYTES):

@@ -200,6 +200,50 @@ class PartitionStore:
             return shape.empty()
         return pa.concat_tables(parts)
 
+    def dataset(
+        self,
+        table: schemas.Table,
+        partitions: Sequence[str] | None = None,
+        *,
+        on_unreadable: Callable[[Unreadable], None] | None = None,
+    ) -> Any:
+        """The given partitions (all, by default) as a `pyarrow.dataset.Dataset`: rows are read when they are asked for.
+
+        Files that an older schema wrote are read at once.
+
+        Raises:
+            StorageError: a file is damaged or foreign and ``on_unreadable`` is not given.
+        """
+        import pyarrow.dataset as ds
+
+        if partitions is None:
+            partitions_: list[str | None] = [file.partition for file in self.partitions(table)]
+        else:
+            partitions_ = list(dict.fromkeys(partitions))
+        paths: list[str] = []
+        filesystem = None
+        old: list[pa.Table] = []
+        for partition in partitions_:
+            path = f"{table.name}/{file_name_for(partition)}"
+            try:
+                with self._open(table, partition, path) as file:
+                    if (file.metadata.metadata or {}).get(SCHEMA_KEY) == schema_version(table).encode():
+                        filesystem, inner = self._place.arrow(path)
+                        paths.append(inner)
+                    else:
+                        old.append(_read(file, table))
+            except FileNotFoundError:
+                continue
+            except StorageError as error:
+                if on_unreadable is None:
+                    raise
+                on_unreadable(Unreadable(self._place.uri(path), str(error)))
+        schema = table.schema
+        parts = [ds.dataset(paths, schema=schema, filesystem=filesystem, format="parquet")] if paths else []
+        if old or not parts:
+            parts.append(ds.dataset(pa.concat_tables([table.empty(), *old])))
+        return parts[0] if len(parts) == 1 else ds.dataset(parts)
+
     def partitions(self, table: schemas.Table) -> list[PartitionFile]:
         """The partition files of ``table``, in the order of their keys.
 
@@ -272,7 +316,7 @@ class PartitionStore:
     def _open(self, table: schemas.Table, partition: str | None, path: str) -> Iterator[pq.ParquetFile]:
         uri = self._place.uri(path)
         try:
-            with self._place.open(path) as source, pq.ParquetFile(source) as file:
+            with self._place.open(path) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
                 _check_belongs(file, table, partition, uri)
                 yield file
         except (FileNotFoundError, StorageError, SettingsError):
@@ -410,6 +454,7 @@ def _write_parquet(sink: Any, rows: pa.Table, key: Sequence[str], metadata: dict
         compression_level=1,
         use_dictionary=rows.num_rows >= _DICTIONARY_ROWS,
         write_statistics=list(key) or False,
+        write_page_checksum=True,
         store_schema=False,  # the types follow from Parquet's own; Arrow's copy is a third of a small file
     ) as writer:
         writer.add_key_value_metadata(metadata)

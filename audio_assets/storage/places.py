@@ -21,6 +21,8 @@ from audio_assets.storage import atomic
 _BUCKET_THREADS = 16
 """Requests in flight to a bucket. On a local disk the number of cores is the limit."""
 
+_WHOLE_BYTES = 4 * 2**20
+
 _UPLOAD_PIECE_BYTES = 10 * 2**20
 
 _DENIED = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "Unauthorized", "HTTP status 403")
@@ -42,6 +44,10 @@ class Place(Protocol):
 
     def open(self, path: str) -> contextlib.AbstractContextManager[Any]:
         """Open for random reads; `FileNotFoundError` when it is not there."""
+        ...
+
+    def arrow(self, path: str) -> tuple[Any, str]:
+        """The `pyarrow.fs.FileSystem` that ``path`` lies in, and its path there."""
         ...
 
     def write(self, path: str, produce: Callable[[Any], None]) -> tuple[str, int]:
@@ -119,6 +125,12 @@ class Directory:
 
         with pa.OSFile(str(self.root / path)) as source:
             yield source
+
+    def arrow(self, path: str) -> tuple[Any, str]:
+        """The local file system, and the absolute path."""
+        from pyarrow import fs
+
+        return fs.LocalFileSystem(), str(self.root / path)
 
     def write(self, path: str, produce: Callable[[Any], None]) -> tuple[str, int]:
         """Replace ``path`` by what ``produce`` writes; return identity and size in bytes."""
@@ -247,10 +259,19 @@ class Bucket:
     @contextlib.contextmanager
     def open(self, path: str) -> Iterator[Any]:
         """Open ``path`` for random reads."""
+        import pyarrow as pa
+
         with self._errors(path):
             source = self._filesystem().open_input_file(self._path(path))
+            size = source.size()
+            # One request for the whole of a small file instead of one for each of its columns.
+            whole = source.read_buffer(size) if size <= _WHOLE_BYTES else None
         with source:
-            yield source
+            yield source if whole is None else pa.BufferReader(whole)
+
+    def arrow(self, path: str) -> tuple[Any, str]:
+        """The bucket's file system, and bucket and key."""
+        return self._filesystem(), self._path(path)
 
     def write(self, path: str, produce: Callable[[Any], None]) -> tuple[str, int]:
         """Replace ``path`` by what ``produce`` writes; return identity and size in bytes."""

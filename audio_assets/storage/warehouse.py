@@ -11,10 +11,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import json
+import os
+import secrets
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,9 +71,12 @@ _BATCH_FILES = 256
 _BATCH_BYTES = 16 * 2**20
 """Small files are loaded together up to these limits; a larger file is streamed on its own, in bounded memory."""
 
+_FEW_FILES = 4
+"""So few are read one after the other: starting threads takes longer."""
+
 _STREAM_ROWS = 8_192
-_RETRY_S = 0.02
-_REMEMBERED_LOADS = 1_000
+_POLL_S = 0.005
+_ROUNDS = 4
 
 _deferred_here: set[str] = set()
 """Databases that were taken the last time this process came: the next time it looks once and does not wait, so that a
@@ -84,9 +89,21 @@ class WarehouseError(StorageError):
     """The database file is damaged or cannot be written. The record is not touched by it."""
 
 
+_ALIAS = "warehouse"
+
+_engines: dict[int, duckdb.DuckDBPyConnection] = {}
+
+_in_process = threading.RLock()
+"""Held while this process writes the database, and while it opens it: an attempt to open a file that the same process
+has open for writing fails, and on Linux drops the lock that keeps other processes out."""
+
+
 @dataclass(frozen=True)
 class Refresh:
-    """What one refresh did: partition files loaded, partitions removed, why it was put off, files it had to skip."""
+    """What one refresh did: partition files loaded, partitions removed, why it was put off, files it had to skip.
+
+    All zero with nothing put off means that there was nothing to do, or that another process did it meanwhile.
+    """
 
     loaded: int = 0
     removed: int = 0
@@ -114,47 +131,43 @@ class Warehouse:
         return self.path.with_name(self.path.name + ".lock")
 
     @property
-    def _pending_path(self) -> Path:
-        """Exists while a load was put off: the next loader then looks at every table."""
-        return self.path.with_name(f".{self.path.name}.pending")
+    def _requests(self) -> Path:
+        """Holds one empty file ``<table>.<random>`` for each load that somebody asked for and nobody has done."""
+        return self.path.with_name(f".{self.path.name}.requests")
 
-    @property
-    def _loaded_path(self) -> Path:
-        """What the last loader loaded, so that those who waited for it need not open the database to know."""
-        return self.path.with_name(f".{self.path.name}.loaded")
-
-    def refresh(self, tables: Sequence[str] | None = None, *, written: PartitionFile | None = None) -> Refresh:
+    def refresh(self, tables: Sequence[str] | None = None) -> Refresh:
         """Bring ``tables`` (all, by default) in step with the record.
 
         Waiting for others longer than ``lock_timeout_s`` is not an error, nor is a database that cannot be written:
-        the result says why it was put off, and the next refresh catches up.
+        the result says why it was put off, and the next refresh catches up. Of several processes that refresh at once,
+        one opens the database and loads for all of them.
 
         Args:
             tables: names of the tables to look at.
-            written: the file that the caller has just written. When another loader took it in while this one waited,
-                there is nothing left to do.
 
         Raises:
             StorageError: the store cannot be listed.
         """
-        names = list(schemas.TABLES) if tables is None else list(tables)
         key = str(self.path)
-        start = time.monotonic()
-        deadline = start + (0.0 if key in _deferred_here else self.lock_timeout_s)
+        deadline = time.monotonic() + (0.0 if key in _deferred_here else self.lock_timeout_s)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self._locked(deadline):
-                if written is not None and self._was_loaded(written):
-                    return Refresh()
-                if self._pending_path.exists():
-                    self._pending_path.unlink(missing_ok=True)
-                    names = list(schemas.TABLES)
-                refresh, loads = self._load_into(self.path, deadline, names)
-                self._remember(loads)
+            mine = self._request(list(schemas.TABLES) if tables is None else list(tables))
+            lock = FileLock(self.lock_path)
+            while True:
+                try:
+                    with lock.acquire(blocking=False):
+                        refresh = self._serve(deadline)
+                    break
+                except Timeout:
+                    if not any(request.exists() for request in mine):
+                        refresh = Refresh()
+                        break
+                    if time.monotonic() >= deadline:
+                        reason = f"another process is loading {self.path.name}; the next refresh catches up"
+                        raise BusyError(reason) from None
+                    time.sleep(_POLL_S)
         except (BusyError, WarehouseError, OSError) as error:
             _deferred_here.add(key)
-            with contextlib.suppress(OSError):
-                self._pending_path.touch()
             return Refresh(deferred=str(error))
         _deferred_here.discard(key)
         return refresh
@@ -169,19 +182,23 @@ class Warehouse:
             StorageError: the store cannot be listed, or the disk refused.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._locked(time.monotonic() + self.lock_timeout_s):
+        try:
+            lock = FileLock(self.lock_path).acquire(timeout=self.lock_timeout_s, poll_interval=_POLL_S)
+        except Timeout:
+            raise BusyError(f"{self.path}: another process is loading it; try again when it is done") from None
+        with lock:
             atomic.remove_stale_temps(self.path.parent)
             try:
                 with atomic.replacing(self.path) as temp:
                     temp.unlink()  # DuckDB does not take an empty file for a database
-                    refresh, _ = self._load_into(temp, time.monotonic(), list(schemas.TABLES))
+                    with _database(temp, time.monotonic()) as connection:
+                        refresh = self._load(connection, list(schemas.TABLES))
                     # A write-ahead log belongs to the database that is going.
                     self.path.with_name(self.path.name + ".wal").unlink(missing_ok=True)
             except OSError as error:
                 raise StorageError(
                     f"{self.path}: cannot be rebuilt: {first_line(error)}; free some space or correct the permissions"
                 ) from error
-            self._pending_path.unlink(missing_ok=True)
         _deferred_here.discard(str(self.path))
         return refresh
 
@@ -208,14 +225,15 @@ class Warehouse:
             connection = None
             if deferred is None:
                 try:
-                    connection = _open(path, deadline, read_only=True)
+                    connection = _open_to_read(path, deadline)
                 except BusyError:
                     if not refresh:
                         raise
             if connection is None:
                 path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="audio_assets."))) / path.name
-                self._load_into(path, deadline, list(schemas.TABLES))
-                connection = _open(path, deadline, read_only=True)
+                with _database(path, deadline) as building:
+                    self._load(building, list(schemas.TABLES))
+                connection = _open_to_read(path, deadline)
             stack.callback(connection.close)
             connection.execute("SET TimeZone = 'UTC'")
             yield connection
@@ -236,51 +254,39 @@ class Warehouse:
             except duckdb.Error as error:
                 raise StorageError(f"{self.path}: cannot be read: {first_line(error)}; {_REPAIR}") from error
 
-    @contextlib.contextmanager
-    def _locked(self, deadline: float) -> Iterator[None]:
-        lock = FileLock(self.lock_path)
-        try:
-            lock.acquire(timeout=max(0.0, deadline - time.monotonic()), poll_interval=_RETRY_S)
-        except Timeout as error:
-            raise BusyError(f"another writer is loading {self.path.name}; the next refresh catches up") from error
-        try:
-            yield
-        finally:
-            lock.release()
+    def _request(self, tables: Sequence[str]) -> list[Path]:
+        """Ask for a load of ``tables``, of oneself or of whoever holds the lock."""
+        self._requests.mkdir(parents=True, exist_ok=True)
+        requests = [self._requests / f"{table}.{secrets.token_hex(8)}" for table in tables]
+        for request in requests:
+            request.touch()
+        return requests
 
-    def _load_into(
-        self, path: Path, deadline: float, names: Sequence[str]
-    ) -> tuple[Refresh, list[tuple[str, str, str]]]:
-        """Bring the database at ``path`` in step with the record."""
-        try:
-            connection = _open(path, deadline, read_only=False)
-            try:
-                return self._load(connection, names)
-            finally:
-                connection.close()
-        except duckdb.Error as error:
-            raise WarehouseError(f"{path}: cannot be written: {first_line(error)}; {_REPAIR}") from error
+    def _open_requests(self) -> list[Path]:
+        return [path for path in self._requests.iterdir() if path.name.partition(".")[0] in schemas.TABLES]
 
-    def _was_loaded(self, written: PartitionFile) -> bool:
-        try:
-            loaded = json.loads(self._loaded_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-        return self.path.exists() and [written.table, file_name_for(written.partition), written.identity] in loaded
+    def _serve(self, deadline: float) -> Refresh:
+        """Do what everybody asked for. The caller holds the lock."""
+        total = Refresh()
+        if not self._open_requests():
+            return total
+        with _database(self.path, deadline) as connection:
+            # Opening takes longer than loading a small partition: those who ask meanwhile are served, too. Not for
+            # ever, though: this process has work of its own.
+            for _ in range(_ROUNDS):
+                requests = self._open_requests()
+                if not requests:
+                    break
+                asked = {path.name.partition(".")[0] for path in requests}
+                total = _sum(total, self._load(connection, [name for name in schemas.TABLES if name in asked]))
+                # Only now: should this process die, the next one finds the requests and does them.
+                for path in requests:
+                    path.unlink(missing_ok=True)
+        return total
 
-    def _remember(self, loads: list[tuple[str, str, str]]) -> None:
-        # A hint, not a record: when it is lost, the next loader opens the database and sees for itself.
-        with contextlib.suppress(OSError):
-            temp = self._loaded_path.with_suffix(".part")
-            temp.write_text(json.dumps(loads[-_REMEMBERED_LOADS:]), encoding="utf-8")
-            temp.replace(self._loaded_path)
-
-    def _load(
-        self, connection: duckdb.DuckDBPyConnection, names: Sequence[str]
-    ) -> tuple[Refresh, list[tuple[str, str, str]]]:
+    def _load(self, connection: duckdb.DuckDBPyConnection, names: Sequence[str]) -> Refresh:
         _ensure_layout(connection)
-        removed = 0
-        loads: list[tuple[str, str, str]] = []
+        loaded = removed = 0
         skipped: list[Unreadable] = []
         for name in names:
             table = schemas.TABLES[name]
@@ -295,9 +301,8 @@ class Warehouse:
                 removed += len(gone)
             fresh = [file for key, file in present.items() if held.get(key) != file.identity]
             for group in self._groups(table, fresh, skipped):
-                for file in self._store_group(connection, table, group, held, skipped):
-                    loads.append((name, file_name_for(file.partition), file.identity))
-        return Refresh(len(loads), removed, None, skipped), loads
+                loaded += self._store_group(connection, table, group, held, skipped)
+        return Refresh(loaded, removed, None, skipped)
 
     def _groups(
         self, table: schemas.Table, files: Sequence[PartitionFile], skipped: list[Unreadable]
@@ -313,15 +318,18 @@ class Warehouse:
                 return Unreadable(file.uri, str(error))
 
         batches = list(_batches([file for file in files if file.size_bytes <= _BATCH_BYTES]))
-        with ThreadPoolExecutor(self.store.threads) as pool:
-            ahead = [pool.submit(read, file) for file in batches[0]] if batches else []
+        with contextlib.ExitStack() as stack:
+            each: Callable[..., Iterator[pa.Table | Unreadable | None]] = map
+            if len(files) > _FEW_FILES:
+                each = stack.enter_context(ThreadPoolExecutor(self.store.threads)).map
+            ahead = each(read, batches[0]) if batches else iter(())
             for index, batch in enumerate(batches):
                 now = ahead
-                # The next batch is read while the database stores this one.
-                ahead = [pool.submit(read, file) for file in batches[index + 1]] if index + 1 < len(batches) else []
+                if index + 1 < len(batches):
+                    # The next batch is read while the database stores this one.
+                    ahead = each(read, batches[index + 1])
                 parts: list[tuple[PartitionFile, pa.Table]] = []
-                for file, future in zip(batch, now, strict=True):
-                    result = future.result()
+                for file, result in zip(batch, now, strict=True):
                     if isinstance(result, Unreadable):
                         skipped.append(result)
                     elif result is not None:
@@ -352,7 +360,7 @@ class Warehouse:
         group: _Group,
         held: dict[str, str],
         skipped: list[Unreadable],
-    ) -> list[PartitionFile]:
+    ) -> int:
         """Store a group in one transaction; when it does not fit the table, its files one by one, naming the bad."""
         stale = [name for name in (file_name_for(file.partition) for file in group.files) if name in held]
         try:
@@ -363,13 +371,14 @@ class Warehouse:
                 skipped.append(
                     Unreadable(file.uri, f"{file.uri}: does not fit table {table.name}: {first_line(error)}")
                 )
-                return []
-            stored: list[PartitionFile] = []
-            for file in group.files:
-                for single in self._groups(table, [file], skipped):
-                    stored += self._store_group(connection, table, single, held, skipped)
-            return stored
-        return group.files
+                return 0
+            singles = [single for file in group.files for single in self._groups(table, [file], skipped)]
+            return sum(self._store_group(connection, table, single, held, skipped) for single in singles)
+        return len(group.files)
+
+
+def _sum(one: Refresh, other: Refresh) -> Refresh:
+    return Refresh(one.loaded + other.loaded, one.removed + other.removed, None, one.skipped + other.skipped)
 
 
 @dataclass(frozen=True)
@@ -439,30 +448,75 @@ def _insert(connection: duckdb.DuckDBPyConnection, table: schemas.Table, group: 
     connection.execute("INSERT INTO meta.partition_files BY NAME SELECT * FROM incoming")
 
 
-def _open(path: Path, deadline: float, *, read_only: bool) -> duckdb.DuckDBPyConnection:
-    """Open the database, waiting until ``deadline`` for whoever has it open.
+@contextlib.contextmanager
+def _database(path: Path, deadline: float) -> Iterator[duckdb.DuckDBPyConnection]:
+    """The database at ``path`` as the default one of a connection, open for writing; waits until ``deadline`` for it.
 
     Raises:
-        BusyError: it is still open elsewhere.
-        WarehouseError: it is damaged or was written by a newer DuckDB.
+        BusyError: somebody still has it open.
+        WarehouseError: it is damaged, was written by a newer DuckDB, or cannot be written.
     """
+    with _in_process:
+        connection = _engine()
+        _wait_to_open(
+            path,
+            deadline,
+            lambda: connection.execute(f"ATTACH {_literal(path)} AS {_ALIAS} (STORAGE_VERSION '{STORAGE_VERSION}')"),
+        )
+        try:
+            connection.execute(f"USE {_ALIAS}")
+            yield connection
+            connection.execute("USE memory")
+            connection.execute(f"DETACH {_ALIAS}")
+        except BaseException as error:
+            # Ending the engine closes the database whatever state it is in.
+            _engines.clear()
+            connection.close()
+            if isinstance(error, duckdb.Error):
+                raise WarehouseError(f"{path}: cannot be written: {first_line(error)}; {_REPAIR}") from error
+            raise
+
+
+def _engine() -> duckdb.DuckDBPyConnection:
+    """This process's DuckDB. Starting one takes 15 ms, attaching a database to it half a millisecond [measured]."""
+    process = os.getpid()
+    if process not in _engines:
+        # After a fork, the parent's engine has lost its threads.
+        _engines.clear()
+        _engines[process] = duckdb.connect()
+    return _engines[process]
+
+
+def _open_to_read(path: Path, deadline: float) -> duckdb.DuckDBPyConnection:
+    """A read-only connection; raises as `_database` does."""
+    with _in_process:
+        return _wait_to_open(path, deadline, lambda: duckdb.connect(str(path), read_only=True))
+
+
+def _wait_to_open(
+    path: Path, deadline: float, attempt: Callable[[], duckdb.DuckDBPyConnection]
+) -> duckdb.DuckDBPyConnection:
     while True:
         try:
-            if read_only:
-                return duckdb.connect(str(path), read_only=True)
-            return duckdb.connect(str(path), config={"storage_compatibility_version": STORAGE_VERSION})
+            return attempt()
         except duckdb.Error as error:
             if not _is_taken(error):
                 raise WarehouseError(f"{path}: cannot be opened: {first_line(error)}; {_REPAIR}") from error
             if time.monotonic() >= deadline:
                 raise BusyError(f"somebody has {path.name} open; the next refresh catches up") from error
-        time.sleep(_RETRY_S)
+        time.sleep(_POLL_S)
+
+
+def _literal(path: Path) -> str:
+    return "'" + str(path).replace("'", "''") + "'"
 
 
 def _is_taken(error: duckdb.Error) -> bool:
     """Whether opening failed because another process, or a connection of another kind in this one, has it open."""
     text = str(error)
-    return "Could not set lock on file" in text or "different configuration" in text
+    return any(
+        said in text for said in ("Could not set lock on file", "file handle conflict", "different configuration")
+    )
 
 
 def _ensure_layout(connection: duckdb.DuckDBPyConnection) -> None:

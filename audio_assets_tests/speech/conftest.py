@@ -76,7 +76,6 @@ _CODECS = {
     ".m4a": "aac",
     ".mp4": "aac",
     ".aac": "aac",
-    ".ogg": "libvorbis",
     ".opus": "libopus",
     ".webm": "libopus",
 }
@@ -94,8 +93,13 @@ def encode(
 ) -> None:
     """Encode float samples at 16 kHz into a file at ``rate``."""
     import av
+    import soundfile
 
     data = np.atleast_2d(samples).astype(np.float32)
+    if path.suffix.lower() == ".ogg":
+        # PyAV's FFmpeg has no good Vorbis encoder.
+        soundfile.write(path, data.T, SAMPLE_RATE_HZ, format="OGG", subtype="VORBIS")
+        return
     layout = {1: "mono", 2: "stereo"}[len(data)]
     suffix = path.suffix.lower()
     if suffix in (".opus", ".webm"):

@@ -1,0 +1,98 @@
+"""Progress: occasional log lines under Dagster, bars on a terminal."""
+
+import io
+import os
+import pty
+import subprocess
+import sys
+
+from rich.console import Console
+
+from audio_assets.demo import demo_objects, packaged_model
+from audio_assets.resources.progress import LOG_INTERVAL_S, LogTask
+from audio_assets.settings import Home
+from audio_assets.terminal import TerminalProgress, printable
+from audio_assets_tests.conftest import subprocess_environment
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_line_comes_every_few_seconds_not_with_every_file() -> None:
+    clock, lines = Clock(), []
+    task = LogTask("transcripts", "files", lines.append, clock)
+    for done in range(1, 101):
+        clock.now += 0.25
+        task.update(done, 10_000)
+    assert len(lines) == int(100 * 0.25 / LOG_INTERVAL_S)
+
+
+def test_a_line_says_how_much_how_fast_and_how_long_still() -> None:
+    clock, lines = Clock(), []
+    task = LogTask("transcripts calls", "files", lines.append, clock)
+    clock.now = 100.0
+    task.update(25, 100, "1.8x realtime")
+    assert lines == ["transcripts calls: 25/100 files · 1.8x realtime · ETA 5 m 0 s"]
+
+
+def test_the_end_is_said_once() -> None:
+    lines: list[str] = []
+    task = LogTask("raw_audio", "files", lines.append, Clock())
+    task.update(3, 3)
+    task.update(3, 3)
+    assert lines == ["raw_audio: 3/3 files"]
+
+
+def test_minutes_that_add_up_with_a_rounding_error_are_an_end_too() -> None:
+    lines: list[str] = []
+    task = LogTask("transcripts", "min", lines.append, Clock())
+    task.update(sum([0.1] * 10), 1.0)
+    assert sum([0.1] * 10) < 1.0
+    assert lines == ["transcripts: 1.0/1.0 min"]
+
+
+def test_off_a_terminal_there_are_lines_and_no_control_codes() -> None:
+    text = io.StringIO()
+    with TerminalProgress(Console(file=text, highlight=False)).task("raw_audio", "files", print) as task:
+        task.update(2, 2)
+    assert text.getvalue() == "raw_audio: 2/2 files\n"
+
+
+def test_on_a_terminal_there_are_bars(home: Home) -> None:
+    clip = next(o for o in demo_objects() if o.key.endswith(".ogg"))
+    (home.audio / "a").mkdir(parents=True)
+    (home.audio / "a" / "clip.ogg").write_bytes(clip.body)
+    master, slave = pty.openpty()
+    environment = subprocess_environment(home.root, WHISPER_MODEL=packaged_model(), TERM="xterm", COLUMNS="100")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "audio_assets", "run", "--skip-ingestion", "--skip-summary"],
+        env=environment,
+        cwd=home.root,
+        stderr=slave,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(master, 4096)
+        except OSError:
+            break
+        if not piece:
+            break
+        shown += piece
+    out = process.communicate(timeout=60)[0]
+    os.close(master)
+    assert process.returncode == 0
+    assert "\x1b" not in out
+    assert "━".encode() in shown
+    assert b"1/1 files" in shown
+
+
+def test_a_key_cannot_drive_the_terminal() -> None:
+    assert printable("a\x1b[2Jb\r\nc\u202ed") == "a\\x1b[2Jb\\x0d\\x0ac\\u202ed"

@@ -1,0 +1,214 @@
+"""Every container that ingestion takes, every way a file can be bad, and no other file opened."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from audio_assets.errors import InvalidAudio
+from audio_assets.speech.decode import Audio, AudioStream, Limits, decode, encode_flac
+from audio_assets.speech.engine import SAMPLE_RATE_HZ, Samples
+from audio_assets_tests.speech.conftest import encode
+
+CONTAINERS = ["a.wav", "a.mp3", "a.flac", "a.m4a", "a.ogg", "a.opus", "a.webm", "a.aac", "a.mp4"]
+
+
+def likeness(a: Samples, b: Samples) -> float:
+    """The best correlation of two signals over small shifts: encoders add a little silence in front."""
+    n = min(len(a), len(b))
+    a, b = a[:n], b[:n]
+    spectrum = np.fft.rfft(a, 2 * n) * np.conj(np.fft.rfft(b, 2 * n))
+    return float(np.fft.irfft(spectrum).max() / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_every_container_gives_the_sound_that_went_in(tmp_path, opening, name):
+    encode(tmp_path / name, opening)
+    audio = decode(tmp_path / name)
+    assert audio.samples.dtype == np.float32 and audio.samples.ndim == 1
+    assert audio.duration_s == pytest.approx(8.2, abs=0.15)
+    assert likeness(audio.samples, opening) > 0.9
+    assert not audio.truncated and not audio.clipped
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("moov-first.m4a", {"options": {"movflags": "+faststart"}}),
+        ("telephone.wav", {"rate": 8000, "codec": "pcm_mulaw"}),
+        ("studio.wav", {"rate": 44_100, "codec": "pcm_s24le"}),
+        ("float.wav", {"codec": "pcm_f32le"}),
+        ("cd.flac", {"rate": 44_100}),
+    ],
+)
+def test_other_rates_and_encodings_give_the_same_sound(tmp_path, opening, name, how):
+    encode(tmp_path / name, opening, **how)
+    audio = decode(tmp_path / name)
+    assert audio.duration_s == pytest.approx(8.2, abs=0.1)
+    assert likeness(audio.samples, opening) > 0.9
+
+
+def test_stereo_is_mixed_or_kept_apart(tmp_path, opening):
+    encode(tmp_path / "call.wav", np.stack([opening, np.zeros_like(opening)]), rate=44_100)
+    assert likeness(decode(tmp_path / "call.wav").samples, opening) > 0.99
+    with AudioStream(tmp_path / "call.wav", split_channels=True) as stream:
+        both = np.concatenate(list(stream.blocks()), axis=-1)
+    assert both.shape[0] == 2
+    assert likeness(both[0], opening) > 0.99 and np.abs(both[1]).max() < 1e-3
+
+
+def test_a_wrong_extension_does_not_matter(tmp_path, opening):
+    encode(tmp_path / "a.flac", opening)
+    (tmp_path / "a.flac").rename(tmp_path / "a.mp3")
+    assert likeness(decode(tmp_path / "a.mp3").samples, opening) > 0.99
+
+
+def video_without_sound(path: Path) -> None:
+    import av
+
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 64
+        for _ in range(5):
+            for packet in stream.encode(av.VideoFrame(64, 64, "yuv420p")):
+                container.mux(packet)
+        for packet in stream.encode(None):
+            container.mux(packet)
+
+
+def wav_header(samples: int) -> bytes:
+    size = 2 * samples
+    return (
+        b"RIFF" + struct.pack("<I", 36 + size) + b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, 16000, 32000, 2, 16)
+        + b"data" + struct.pack("<I", size)
+    )  # fmt: skip
+
+
+BAD: dict[str, Callable[[Path], object]] = {
+    "zero.wav": lambda p: p.write_bytes(b""),
+    "header-only.wav": lambda p: p.write_bytes(wav_header(0)),
+    "header-without-its-samples.wav": lambda p: p.write_bytes(wav_header(16000)),
+    "text.mp3": lambda p: p.write_text("This is not sound, it is a note about sound.\n" * 20),
+    "random.flac": lambda p: p.write_bytes(np.random.default_rng(1).bytes(20_000)),
+    "silent-movie.mp4": video_without_sound,
+    "directory.wav": lambda p: p.mkdir(),
+    "gone.wav": lambda p: None,
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_not_audio_is_refused_with_a_reason(tmp_path, name):
+    BAD[name](tmp_path / name)
+    with pytest.raises(InvalidAudio) as caught:
+        decode(tmp_path / name)
+    assert 10 < len(str(caught.value)) < 200 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("quarter", [1, 2, 3])
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_file_cut_short_is_refused_or_gives_its_first_part(tmp_path, opening, name, quarter):
+    encode(tmp_path / name, opening)
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: len(data) * quarter // 4])
+    try:
+        audio = decode(tmp_path / name)
+    except InvalidAudio:
+        assert name in ("a.m4a", "a.mp4"), "only what keeps its index at the end has nothing to decode"
+        return
+    assert 0 < audio.duration_s < 8.2
+    if name in ("a.wav", "a.flac", "a.mp3", "a.webm"):
+        assert audio.truncated, "the header says how long it should be"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "ffconcat version 1.0\nfile secret.wav\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:8,\nsecret.wav\n#EXT-X-ENDLIST\n",
+        "#EXTM3U\n#EXTINF:8,\nhttp://127.0.0.1:9/secret.mp3\n",
+    ],
+    ids=["ffconcat", "hls", "hls-http"],
+)
+def test_a_script_named_mp3_opens_no_other_file_and_no_socket(tmp_path, opening, script, monkeypatch):
+    encode(tmp_path / "secret.wav", opening)
+    (tmp_path / "playlist.mp3").write_text(script)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidAudio):
+        decode(tmp_path / "playlist.mp3")
+
+
+def test_ten_hours_of_silence_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+    import soundfile
+
+    path = tmp_path / "silence.flac"
+    with soundfile.SoundFile(path, "w", 16_000, 1, format="FLAC") as file:
+        for _ in range(600):
+            file.write(np.zeros(16_000 * 60, np.int16))
+    assert path.stat().st_size < 10_000_000
+    monkeypatch.setattr(AudioStream, "_take", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(AudioStream, "_account", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(InvalidAudio, match="36000 s is over the limit of 3600 s"):
+        decode(path, Limits(max_duration_s=3600))
+
+
+def test_a_length_that_no_header_tells_is_capped_while_decoding(tmp_path, opening):
+    encode(tmp_path / "a.aac", np.tile(opening, 3))
+    with pytest.raises(InvalidAudio, match="over the limit of 10 s"):
+        decode(tmp_path / "a.aac", Limits(max_duration_s=10))
+
+
+def test_too_many_bytes_and_too_much_time_are_refused(tmp_path, opening):
+    encode(tmp_path / "a.mp3", opening)
+    with pytest.raises(InvalidAudio, match="max_bytes"):
+        decode(tmp_path / "a.mp3", Limits(max_bytes=1000))
+    with pytest.raises(InvalidAudio, match="max_decode_s"):
+        decode(tmp_path / "a.mp3", Limits(max_decode_s=0))
+
+
+def decoded_wav(path: Path, samples: Samples) -> Audio:
+    import soundfile
+
+    soundfile.write(path, samples, SAMPLE_RATE_HZ, subtype="FLOAT")
+    return decode(path)
+
+
+def test_samples_that_are_no_numbers_become_silence(tmp_path, opening):
+    broken = opening.copy()
+    broken[1000:2000] = np.nan
+    broken[3000:3010] = np.inf
+    audio = decoded_wav(tmp_path / "nan.wav", broken)
+    assert np.isfinite(audio.samples).all()
+    assert np.abs(audio.samples[1000:2000]).max() == 0
+
+
+def test_an_overdriven_recording_is_clipped_and_a_loud_one_is_not(tmp_path, opening):
+    loud = opening / np.abs(opening).max() * 0.99
+    assert decoded_wav(tmp_path / "hot.wav", np.clip(loud * 8, -1, 1)).clipped
+    assert not decoded_wav(tmp_path / "loud.wav", loud).clipped
+
+
+def test_blocks_add_up_to_the_whole_file(tmp_path, two_cities):
+    encode(tmp_path / "a.mp3", np.tile(two_cities, 2), rate=44_100)
+    with AudioStream(tmp_path / "a.mp3") as stream:
+        blocks = list(stream.blocks())
+    assert len(blocks) == 3
+    assert sum(map(len, blocks)) / SAMPLE_RATE_HZ == pytest.approx(stream.duration_s)
+
+
+def test_the_fast_path_gives_the_same_samples_as_ffmpeg(tmp_path, opening, monkeypatch):
+    encode(tmp_path / "a.flac", opening)
+    fast = decode(tmp_path / "a.flac")
+    monkeypatch.setattr(AudioStream, "_plain_pcm", lambda self: None)
+    slow = decode(tmp_path / "a.flac")
+    np.testing.assert_allclose(fast.samples, slow.samples, atol=1e-4)
+
+
+def test_flac_for_requests_is_smaller_than_pcm_and_keeps_the_sound(tmp_path, opening):
+    data = encode_flac(opening)
+    assert len(data) < 0.75 * 2 * len(opening)
+    (tmp_path / "sent.flac").write_bytes(data)
+    assert likeness(decode(tmp_path / "sent.flac").samples, opening) > 0.999

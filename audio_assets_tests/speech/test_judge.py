@@ -1,0 +1,71 @@
+"""Each flag has a text that deserves it and a neighbour that does not."""
+
+from __future__ import annotations
+
+import pytest
+
+from audio_assets.speech import judge
+from audio_assets.speech.engine import Segment
+
+GOOD = Segment(
+    0.0, 10.0, "It was the best of times, it was the worst of times, it was the age of wisdom.", -0.2, 0.01, 1.3
+)
+
+
+def flags(*segments: Segment, **how: object) -> list[str]:
+    facts: dict[str, object] = {"duration_s": 12.0, "speech": [(0.0, 10.0)], **how}
+    return judge.judge_file(segments, **facts)  # type: ignore[arg-type]
+
+
+def changed(**fields: object) -> Segment:
+    return Segment(**{**{k: getattr(GOOD, k) for k in GOOD.__dataclass_fields__}, **fields})  # type: ignore[arg-type]
+
+
+def test_a_good_transcript_has_no_flag():
+    assert flags(GOOD) == []
+
+
+def test_silence_without_text_has_no_flag():
+    assert flags(speech=[]) == []
+
+
+@pytest.mark.parametrize(
+    ("flag", "segment", "how"),
+    [
+        ("no_speech", changed(no_speech_prob=0.9, avg_logprob=-0.8), {}),
+        ("no_speech", GOOD, {"speech": [(0.0, 0.2)]}),
+        ("repetition", changed(compression_ratio=3.0), {}),
+        ("repetition", changed(text="and then and then and then and then we went"), {}),
+        ("low_confidence", changed(avg_logprob=-1.2), {}),
+        ("implausible_rate", changed(end_s=2.0), {"speech": [(0.0, 2.0)], "duration_s": 2.0}),
+        ("implausible_rate", changed(text="So."), {}),
+        ("known_phrase", changed(text="Thanks for watching!"), {"speech": [(0.0, 1.0)], "duration_s": 2.0}),
+        ("language_mismatch", GOOD, {"language": "cy", "language_probability": 0.3}),
+        ("language_mismatch", GOOD, {"language": "de", "language_asked": "en"}),
+        ("truncated", GOOD, {"truncated": True}),
+        ("clipped", GOOD, {"clipped": True}),
+        ("uncovered_speech", GOOD, {"speech": [(0.0, 10.0), (10.5, 14.0)], "duration_s": 15.0}),
+    ],
+)
+def test_each_flag_is_raised_by_its_cause(flag, segment, how):
+    assert flag in flags(segment, **how)
+
+
+@pytest.mark.parametrize(
+    ("flag", "segment", "how"),
+    [
+        ("no_speech", changed(no_speech_prob=0.87), {}),
+        ("repetition", changed(text="no, no, no, said the king, and went home"), {}),
+        ("implausible_rate", changed(text="So."), {"speech": [(0.0, 0.8)], "duration_s": 2.0}),
+        ("known_phrase", changed(text="Thank you for watching over my garden while we were away."), {}),
+        ("language_mismatch", GOOD, {"language": "en", "language_probability": 0.9, "language_asked": "en"}),
+        ("uncovered_speech", GOOD, {"speech": [(0.0, 10.0), (10.5, 11.5)], "duration_s": 15.0}),
+    ],
+)
+def test_a_near_miss_raises_none(flag, segment, how):
+    assert flag not in flags(segment, **how)
+
+
+def test_every_flag_that_can_be_raised_is_described():
+    assert flags(changed(avg_logprob=-2.0), truncated=True) == ["low_confidence", "truncated"], "in the order of FLAGS"
+    assert all(text and text[0].islower() for text in judge.FLAGS.values())

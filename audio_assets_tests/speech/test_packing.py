@@ -1,0 +1,230 @@
+"""The packing engine with real weights and real speech: lengths, tails, retries, words, and CTranslate2's trap."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from audio_assets.errors import SettingsError
+from audio_assets.speech import packing
+from audio_assets.speech.engine import SAMPLE_RATE_HZ, Clip, ClipResult, Samples
+from audio_assets.speech.judge import words_of
+from audio_assets.speech.local import LocalEngine, LocalOptions, packaged_model
+from audio_assets.speech.packing import Decoded, max_length, most_tokens, suspicious, tail_positions
+
+pytestmark = pytest.mark.weights
+
+
+def text_of(result: object) -> str:
+    assert isinstance(result, ClipResult)
+    return " ".join(s.text for s in result.segments)
+
+
+def engine_with(local_engine: LocalEngine, **options: object) -> LocalEngine:
+    return LocalEngine(LocalOptions(**{**local_engine.options.__dict__, **options}))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def clips(two_cities: Samples) -> list[Clip]:
+    """Four pieces of 4 to 8 s, cut at pauses."""
+    spans = [(0.8, 8.2), (8.3, 16.6), (17.1, 21.1), (34.9, 42.3)]
+    return [
+        Clip(str(i), two_cities[int(a * SAMPLE_RATE_HZ) : int(b * SAMPLE_RATE_HZ)]) for i, (a, b) in enumerate(spans)
+    ]
+
+
+def test_a_batch_gives_each_clip_its_own_text_in_order(local_engine, clips):
+    texts = [text_of(r).lower() for r in local_engine.transcribe(clips)]
+    for text, words in zip(
+        texts, ("best of times", "season of light", "spring of hope", "superlative degree"), strict=True
+    ):
+        assert words in text
+    backwards = [text_of(r).lower() for r in local_engine.transcribe(clips[::-1])]
+    for text, words in zip(
+        backwards[::-1], ("best of times", "season of light", "spring of hope", "superlative degree"), strict=True
+    ):
+        assert words in text
+
+
+def test_the_tail_of_silence_makes_whisper_stop(local_engine, two_cities):
+    """Encoded alone, a piece cut out of running speech is repeated until the cap; with the tail it is said once."""
+    packed = local_engine._packed
+    clips = [Clip("x", two_cities[s * SAMPLE_RATE_HZ : (s + 5) * SAMPLE_RATE_HZ]) for s in (2, 6, 12, 22, 32)]
+    states = [packed._encode(packed._features(c.samples)) for c in clips]
+    with_tail = packed._generate(packed._pack(states), clips, ["en"] * len(clips))
+    assert sum(packing.runs_away(d, c) for d, c in zip(with_tail, clips, strict=True)) == 0
+    bare = [packed._generate(s[None], [c], ["en"])[0] for s, c in zip(states, clips, strict=True)]
+    assert sum(packing.runs_away(d, c) for d, c in zip(bare, clips, strict=True)) >= 3
+
+
+def test_the_encoder_never_sees_more_than_the_clip(local_engine, clips, monkeypatch):
+    seen = []
+    encode = local_engine._packed._encode
+    monkeypatch.setattr(local_engine._packed, "_encode", lambda f: seen.append(f.shape[1]) or encode(f))
+    list(local_engine.transcribe(clips))
+    assert seen == [pytest.approx(100 * (c.duration_s + packing.TRAILING_S), abs=2) for c in clips]
+
+
+@pytest.mark.parametrize(("tokens", "prompt"), [(5, 2), (10, 2), (20, 2), (10, 30), (30, 40), (100, 224)])
+def test_ctranslate2_gives_as_many_tokens_as_asked_for_behind_any_prompt(local_engine, tokens, prompt):
+    """It stops at half of its `max_length`: a plain cap would cut text without a word."""
+    packed = local_engine._packed
+    tokenizer = packed._tokenizer("en")
+    start = [*tokenizer.sot_sequence, tokenizer.no_timestamps]
+    before = [tokenizer.sot_prev, *[11] * (prompt - 3)] if prompt > 2 else []
+    [result] = packed._model.generate(
+        packing._view(np.random.default_rng(0).standard_normal((1, 100, 384)).astype(np.float32)),
+        [before + start],
+        beam_size=1,
+        max_length=max_length(tokens, len(before + start)),
+        suppress_tokens=[tokenizer.eot],
+    )
+    assert len(result.sequences_ids[0]) == tokens
+
+
+def test_the_cap_leaves_room_for_the_fastest_speech():
+    assert most_tokens(1.0) >= 12 and most_tokens(10.0) >= 60
+    assert most_tokens(30.0) <= packing.MOST_TOKENS
+
+
+def test_a_tail_ends_where_thirty_seconds_end():
+    for own, longest in ((100, 148), (400, 700), (1499, 1500)):
+        positions = tail_positions(own, longest)
+        assert len(positions) == longest - own
+        assert positions[0] == own and positions[-1] in (1499, own)
+        assert (np.diff(positions) >= 1).all()
+    assert len(tail_positions(1500, 1500)) == 0
+
+
+SPEECH = Clip("x", np.zeros(8 * SAMPLE_RATE_HZ, np.float32), speech=((0.2, 7.8),))
+FINE = Decoded(tuple(range(20)), "It was the best of times, it was the worst of times, it was the age", -0.3, 0.0, 1.2)
+
+
+@pytest.mark.parametrize(
+    "decoded",
+    [
+        Decoded(tuple(range(80)), FINE.text, -0.3, 0.0, 1.2),
+        Decoded(FINE.tokens, FINE.text, -1.1, 0.0, 1.2),
+        Decoded(FINE.tokens, FINE.text, -0.3, 0.0, 2.3),
+        Decoded(FINE.tokens, "and so on and so on and so on and so on", -0.3, 0.0, 1.2),
+        Decoded((1, 2, 3), "But she said", -0.2, 0.0, 0.6),
+        Decoded((), "", -0.2, 0.0, 0.0),
+    ],
+    ids=["too-many-tokens", "unlikely", "compressible", "repeated", "speech-dropped", "nothing"],
+)
+def test_what_looks_wrong_is_suspicious(decoded):
+    assert not suspicious(FINE, SPEECH)
+    assert suspicious(decoded, SPEECH)
+
+
+def test_a_suspicious_window_is_decoded_again_and_the_good_text_kept(local_engine, clips, monkeypatch):
+    packed = local_engine._packed
+    right = packed._generate
+
+    def wrong_once(states, some, languages):
+        monkeypatch.setattr(packed, "_generate", right)
+        return [Decoded(FINE.tokens, "yes " * 40, -0.3, 0.0, 9.0) for _ in some]
+
+    monkeypatch.setattr(packed, "_generate", wrong_once)
+    before = packed.timings.retried
+    [result] = local_engine.transcribe(clips[:1])
+    assert packed.timings.retried == before + 1
+    assert "best of times" in text_of(result).lower()
+
+
+def test_the_last_resort_is_the_full_window(local_engine, clips, monkeypatch):
+    packed = local_engine._packed
+    encoded = []
+    encode = packed._encode
+    monkeypatch.setattr(packed, "_encode", lambda f: encoded.append(f.shape[1]) or encode(f))
+    monkeypatch.setattr(packed, "_generate", lambda *_: [Decoded(FINE.tokens, "yes " * 40, -0.3, 0.0, 9.0)])
+    [result] = local_engine.transcribe(clips[:1])
+    assert encoded[-1] == 3000, "thirty seconds of features"
+    assert "best of times" in text_of(result).lower()
+
+
+def test_when_nothing_helps_hotter_decodings_are_tried_and_the_likeliest_is_kept(local_engine, clips, monkeypatch):
+    packed = local_engine._packed
+    heat = []
+
+    class Recorder:
+        def __getattr__(self, name):
+            return getattr(model, name)
+
+        def generate(self, *args, **how):
+            heat.append(how.get("sampling_temperature", 0.0))
+            return model.generate(*args, **how)
+
+    model = packed._model
+    monkeypatch.setattr(packed, "_model", Recorder())
+    monkeypatch.setattr(packing, "RETRY_LOGPROB", 0.5)
+    [result] = local_engine.transcribe(clips[2:3])
+    assert heat[2:] == list(packing.TEMPERATURES)
+    assert "spring of hope" in text_of(result).lower()
+
+
+def test_one_window_that_fails_does_not_take_its_neighbours_along(local_engine, clips, monkeypatch):
+    packed = local_engine._packed
+    features = packed._features
+
+    def breaks(samples, *more):
+        if len(samples) == len(clips[1].samples):
+            raise ValueError("broken window")
+        return features(samples, *more)
+
+    monkeypatch.setattr(packed, "_features", breaks)
+    results = list(local_engine.transcribe(clips))
+    assert [isinstance(r, ClipResult) for r in results] == [True, False, True, True]
+    assert "broken window" in str(results[1])
+
+
+def test_words_are_timed_where_they_are_spoken(local_engine, clips):
+    engine = engine_with(local_engine, word_timestamps=True)
+    [result] = engine.transcribe(clips[:1])
+    words = result.segments[0].words
+    assert [words_of(w.word)[0] for w in words] == words_of(text_of(result))
+    assert all(a.start_s <= a.end_s <= b.end_s for a, b in pairwise(words))
+    starts = {words_of(w.word)[0]: w.start_s for w in words}
+    # Heard in the recording: "worst" 2.9 s, "wisdom" 5.1 s after the start of the clip.
+    assert starts["wisdom"] - starts["worst"] == pytest.approx(2.3, abs=0.6)
+
+
+def test_hotwords_and_prompt_reach_the_model(local_engine, clips):
+    engine = engine_with(local_engine, initial_prompt="A Tale of Two Cities", hotwords="Dickens")
+    prompt = engine._packed._prompt("en")
+    tokenizer = engine._packed._tokenizer("en")
+    assert prompt[0] == tokenizer.sot_prev
+    assert tokenizer.decode(prompt[1:-2]) == " Dickens A Tale of Two Cities"
+    assert "best of times" in text_of(next(engine.transcribe(clips[:1]))).lower()
+
+
+def test_what_shapes_the_text_shapes_the_fingerprint(local_engine):
+    base = local_engine.fingerprint()
+    assert engine_with(local_engine, workers=1, batch_size=2).fingerprint() == base
+    for change in ({"beam_size": 1}, {"word_timestamps": True}, {"hotwords": "x"}, {"compute_type": "float32"}):
+        assert engine_with(local_engine, **change).fingerprint() != base
+
+
+def test_the_packaged_model_is_called_by_its_name(local_engine):
+    assert local_engine.model == "tiny.en"
+
+
+@pytest.mark.parametrize("what", ["missing", "empty", "damaged"])
+def test_a_missing_model_says_what_to_do(tmp_path, what):
+    directory = tmp_path / "model"
+    if what != "missing":
+        directory.mkdir()
+    if what == "damaged":
+        for name in ("config.json", "tokenizer.json"):
+            (directory / name).write_bytes(((packaged_model() or tmp_path) / name).read_bytes())
+        (directory / "model.bin").write_bytes(b"not weights")
+    with pytest.raises(SettingsError, match="WHISPER_MODEL") as caught:
+        LocalEngine(LocalOptions(model=str(directory), device="cpu"))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_english_model_refuses_another_language(local_engine):
+    with pytest.raises(SettingsError, match="multilingual"):
+        engine_with(local_engine, language="de")

@@ -1,0 +1,85 @@
+"""Settings from the environment and .env, and Dagster's home."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from audio_assets import settings
+from audio_assets.dagster_home import ensure_dagster_home
+from audio_assets.errors import SettingsError
+from audio_assets.resources.home import HomeResource
+from audio_assets.settings import Home
+
+
+def test_a_file_named_dot_env_is_read_and_the_environment_goes_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_text("R2_BUCKET=from-file\nR2_ACCOUNT_ID=abc\nSOMETHING_ELSE=1\n", encoding="utf-8")
+    monkeypatch.setenv("R2_BUCKET", "from-environment")
+    found = settings.load()
+    assert (found.r2_bucket, found.r2_account_id) == ("from-environment", "abc")
+
+
+def test_the_example_file_sets_nothing_but_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AUDIO_ASSETS_HOME")
+    nothing = settings.load()
+    example = Path(settings.__file__).parent.parent / ".env.example"
+    (tmp_path / ".env").write_text(example.read_text(encoding="utf-8"), encoding="utf-8")
+    assert settings.load() == nothing
+
+
+def test_a_value_of_the_wrong_kind_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUDIO_ASSETS_PREFIX_DEPTH", "two")
+    with pytest.raises(SettingsError, match=r"^AUDIO_ASSETS_PREFIX_DEPTH: .*'two'"):
+        settings.load()
+
+
+def test_secrets_are_not_in_the_settings_repr(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("R2_SECRET_ACCESS_KEY", "canary-1")
+    monkeypatch.setenv("OPENAI_API_KEY", "canary-2")
+    assert "canary" not in repr(settings.load()) + str(settings.load())
+
+
+def test_a_missing_setting_is_named_with_its_purpose() -> None:
+    with pytest.raises(SettingsError, match="R2_BUCKET is not set: the bucket to read"):
+        settings.require(None, "R2_BUCKET", "the bucket to read")
+
+
+def test_the_home_is_absolute_whatever_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUDIO_ASSETS_HOME", "somewhere")
+    assert settings.home().root == tmp_path / "somewhere"
+
+
+def test_dagsters_state_lasts_in_the_home_with_telemetry_off(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", "")
+    assert ensure_dagster_home(home) == home.dagster
+    assert os.environ["DAGSTER_HOME"] == str(home.dagster)
+    assert "telemetry:\n  enabled: false" in (home.dagster / "dagster.yaml").read_text(encoding="utf-8")
+
+
+def test_a_dagster_home_of_the_users_own_is_used_and_its_configuration_kept(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "dagster.yaml").write_text("telemetry:\n  enabled: false\n", encoding="utf-8")
+    monkeypatch.setenv("DAGSTER_HOME", str(theirs))
+    assert ensure_dagster_home(home) == theirs
+    assert (theirs / "dagster.yaml").read_text(encoding="utf-8") == "telemetry:\n  enabled: false\n"
+
+
+def test_a_home_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    with pytest.raises(SettingsError, match="set AUDIO_ASSETS_HOME to a directory of yours"):
+        ensure_dagster_home(Home(Path("/proc/nowhere")))
+    with pytest.raises(SettingsError, match="cannot be written"):
+        HomeResource(root="/proc/nowhere").claim("bucket")
+
+
+def test_a_home_keeps_to_the_bucket_that_claimed_it(home: Home) -> None:
+    resource = HomeResource()
+    resource.claim("first")
+    resource.claim("first")
+    with pytest.raises(SettingsError, match="holds the corpus of the bucket 'first', and R2_BUCKET is 'second'"):
+        resource.claim("second")
