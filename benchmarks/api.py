@@ -91,6 +91,9 @@ def serve(pipe: Connection, rate: float | None, headers: bool) -> None:
                 lines = request.lower().split(b"\r\n")
                 length = next((int(line.split(b":")[1]) for line in lines if b"content-length:" in line), 0)
                 await reader.readexactly(length)
+                if request.startswith(b"GET"):
+                    writer.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
+                    continue
                 now = time.monotonic()
                 counts.first = counts.first or now
                 counts.bytes_in += length

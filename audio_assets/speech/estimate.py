@@ -36,7 +36,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Silence:
-    """How much of the audio would not be sent: a share, 0 to 1, measured in ``files`` recordings."""
+    """How much of the audio would not be sent: a share of its length, measured in ``files`` recordings.
+
+    Below 0 when channels are sent apart and together are longer than the recording.
+    """
 
     share: float
     files: int
@@ -60,20 +63,17 @@ class Estimate:
     retires: str | None
 
 
-def estimate(
-    candidates: Sequence[Candidate], engine: Engine, cache: TranscriptCache, silence: Silence | None = None
-) -> Estimate:
-    """What ``engine`` would do about ``candidates``; ``silence`` is measured in them if it is not given.
+def estimate(candidates: Sequence[Candidate], engine: Engine, cache: TranscriptCache, silence: Silence) -> Estimate:
+    """What ``engine`` would do about ``candidates``; ``silence`` is what `measure_silence` found in them.
 
     Equal bytes are transcribed once. Seconds are counted per recording, rounded up, as they are billed.
     """
     unique = {c.content: c for c in reversed(candidates)}
     key = fingerprint(engine)
     todo = [c for c in unique.values() if c.sha256 is None or cache.get(c.sha256, key) is None]
-    quiet = silence or measure_silence(todo, engine)
     seconds = sum(c.duration_s for c in todo)
     able = engine.capabilities if isinstance(engine, OpenAIEngine) else None
-    costs = [0.0 if able is None else able.likely_usd(c.duration_s * (1 - quiet.share)) for c in todo]
+    costs = [0.0 if able is None else able.likely_usd(c.duration_s * (1 - silence.share)) for c in todo]
     price = 0.0 if able is None else able.price_usd_per_minute
     return Estimate(
         engine=engine.name,
@@ -83,8 +83,8 @@ def estimate(
         cached=len(unique) - len(todo),
         to_transcribe=len(todo),
         hours=seconds / 3600,
-        silence_hours=seconds * quiet.share / 3600,
-        silence_files=quiet.files,
+        silence_hours=seconds * max(0.0, silence.share) / 3600,
+        silence_files=silence.files,
         price_usd_per_minute=price,
         cost_usd=None if price is None else sum(c or 0.0 for c in costs),
         retires=able.retires.isoformat() if able and able.retires else None,
@@ -112,7 +112,7 @@ def measure_silence(candidates: Iterable[Candidate], engine: Engine) -> Silence:
         heard_s += duration_s
         sent_s += window_s
         files += 1
-    return Silence(max(0.0, 1 - sent_s / heard_s) if heard_s else 0.0, files)
+    return Silence(1 - sent_s / heard_s if heard_s else 0.0, files)
 
 
 def listen(path: Path, engine: Engine) -> tuple[float, float]:

@@ -16,8 +16,10 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 
-START_SHARE = 0.5
-"""Share of the workers that may start before the first answer: a limit is met gently, yet nothing waits for long."""
+FIRST_BURST = 8
+FIRST_GAP_S = 0.004
+"""Before the first answer, so many requests start at once and the others one by one: a server that refuses does so at
+once, and is heard before the rest is sent; one that does not has all of them soon."""
 
 SHRINK = 0.7
 """What is left of the requests in flight after a 429."""
@@ -60,11 +62,11 @@ class Pace:
         self._clock = clock
         self._request_gap_s = 60.0 / requests_per_minute if requests_per_minute else 0.0
         self._audio_gap = 60.0 / audio_s_per_minute if audio_s_per_minute else 0.0
-        self._next_request = self._next_audio = 0.0
+        self._next_request = self._next_audio = self._next_first = 0.0
         self._queue = asyncio.Lock()
         self._changed = asyncio.Event()
         self._shrunk_at = float("-inf")
-        self._allowed = max(1.0, min(float(workers), max(8.0, workers * START_SHARE)))
+        self._allowed = float(workers)
         self._rate: float | None = None
         self._rate_at = self._next_by_rate = 0.0
         self._accepted: deque[float] = deque()
@@ -144,7 +146,7 @@ class Pace:
     # -- when the next request may start
 
     def _wait_s(self, now: float) -> float:
-        wait_s = max(self.not_before, self._next_request, self._next_audio) - now
+        wait_s = max(self.not_before, self._next_request, self._next_audio, self._next_first) - now
         rate = self._learned_rate(now)
         if rate is not None:
             wait_s = max(wait_s, self._next_by_rate - now)
@@ -158,6 +160,8 @@ class Pace:
         self.in_flight += 1
         if self._first_start is None:
             self._first_start = now
+        if len(self._started) >= FIRST_BURST and not self._accepted:
+            self._next_first = now + FIRST_GAP_S
         self._next_request = max(now, self._next_request) + self._request_gap_s
         self._next_audio = max(now, self._next_audio) + self._audio_gap * audio_s
         rate = self._learned_rate(now)
