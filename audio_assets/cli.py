@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -201,6 +202,38 @@ def export(output_formats: tuple[str, ...], all_columns: bool, include_partial: 
         for file in files:
             click.echo(f"{file.path}  {file.row_count} rows, {file.size_bytes / 1e3:.1f} kB")
     return 0
+
+
+@cli.command()
+@click.option("--repair", is_flag=True, help="Mend what can be mended without the network and without paying.")
+@_json
+def verify(repair: bool, as_json: bool) -> int:
+    """Compare mirror, cache, partition files, warehouse and exports, and name what does not agree, with its fix."""
+    from audio_assets import terminal
+    from audio_assets.resources.home import HomeResource
+    from audio_assets.storage import verify as storage
+    from audio_assets.storage.partition_files import PartitionStore
+    from audio_assets.storage.warehouse import Warehouse
+
+    resource = HomeResource()
+    home = resource.paths()
+    store = PartitionStore(home.tables)
+    found = storage.verify(
+        home,
+        store,
+        Warehouse(home.warehouse, store),
+        mirror=resource.mirror(),
+        cache=resource.cache(),
+        repair=repair,
+    )
+    if as_json:
+        click.echo(json.dumps({"disagreements": [asdict(d) for d in found]}, ensure_ascii=False))
+    else:
+        for disagreement in found:
+            click.echo(terminal.printable(disagreement.line))
+        mended = sum(d.repaired for d in found)
+        click.echo(f"{len(found)} disagreements, {mended} mended" if found else "everything agrees")
+    return EXIT_FILES_FAILED if any(not d.repaired for d in found) else 0
 
 
 @cli.command()

@@ -294,6 +294,28 @@ class TestOtherCommands:
         assert done.returncode == 4
         assert "WRONG" in done.stdout and "R2_ACCESS_KEY_ID" in done.stdout
 
+    def test_verify_finds_nothing_after_a_run(self, pipeline: PipelineRun) -> None:
+        done = audio_assets("verify", cwd=pipeline.home.root.parent, environment=pipeline.environment)
+        assert (done.returncode, done.stdout) == (0, "everything agrees\n")
+
+    def test_verify_names_what_does_not_agree_and_mends_what_is_free(
+        self, pipeline: PipelineRun, tmp_path: Path
+    ) -> None:
+        copy = Home(tmp_path / "copy")
+        shutil.copytree(pipeline.home.root, copy.root)
+        environment = {**pipeline.environment, "AUDIO_ASSETS_HOME": str(copy.root)}
+        copy.warehouse.unlink()
+        (copy.exports / "corpus.jsonl").write_text("{}\n", encoding="utf-8")
+
+        found = audio_assets("verify", cwd=tmp_path, environment=environment)
+        assert found.returncode == cli.EXIT_FILES_FAILED
+        assert "warehouse.duckdb" in found.stdout
+        assert "corpus.jsonl" in found.stdout
+
+        audio_assets("verify", "--repair", cwd=tmp_path, environment=environment)
+        again = audio_assets("verify", "--json", cwd=tmp_path, environment=environment)
+        assert (again.returncode, json.loads(again.stdout)) == (0, {"disagreements": []})
+
     @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
     def test_shell_completion_is_there(self, shell: str) -> None:
         result = CliRunner().invoke(

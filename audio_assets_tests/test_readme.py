@@ -14,6 +14,8 @@ from audio_assets import schemas
 from audio_assets.cli import cli
 from audio_assets.dagster_home import DAGSTER_YAML
 from audio_assets.settings import Settings
+from audio_assets.storage.partition_files import PartitionStore
+from audio_assets.storage.warehouse import Warehouse
 from audio_assets_tests.conftest import PipelineRun
 
 ROOT = Path(__file__).parent.parent
@@ -50,6 +52,9 @@ def used_home(pipeline: PipelineRun, tmp_path_factory: pytest.TempPathFactory) -
     """A copy of the demonstration's home, for commands that change it."""
     home = tmp_path_factory.mktemp("readme") / "home"
     shutil.copytree(pipeline.home.root, home)
+    # The warehouse knows partition files by their identity, and copies have others: let it take them in.
+    store = PartitionStore(home / "tables")
+    Warehouse(home / "warehouse.duckdb", store).refresh()
     return home
 
 
@@ -77,7 +82,8 @@ def test_the_python_example_runs(pipeline: PipelineRun) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert ("invalid" in done.stdout and "wisdom" in done.stdout) or "was" in done.stdout
+    assert "status" in done.stdout
+    assert "10 rows" in done.stdout
 
 
 def test_every_option_of_run_is_in_the_readme_and_no_other() -> None:
