@@ -14,7 +14,8 @@ MAX_REQUEST_BYTES = 26_214_400
 
 OPUS, FLAC = "opus", "flac"
 AUDIO_FORMATS = (OPUS, FLAC)
-"""How audio may be compressed on its way: Opus at an eighth of the size of WAV, FLAC without loss at less than half."""
+"""How audio may be compressed on its way: Opus at less than a fifth of the size of WAV, FLAC without loss at
+less than half."""
 
 
 @dataclass(frozen=True)

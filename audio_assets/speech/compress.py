@@ -11,8 +11,9 @@ from audio_assets.speech.capabilities import OPUS
 from audio_assets.speech.decode import encode_flac
 from audio_assets.speech.engine import SAMPLE_RATE_HZ, Samples
 
-OPUS_BITS_PER_S = 32_000
-"""An eighth of 16-bit samples at 16 kHz: the rate that RFC 6716 recommends for full-band speech at the top end."""
+OPUS_BITS_PER_S = 48_000
+"""A fifth to a sixth of 16-bit samples at 16 kHz. Measured with tiny.en on 55 recordings (943 words): 15.0 % of the words
+wrong, against 15.4 % without compression and 15.9 % at 32 kbit/s, which is no difference at that size."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def encode_opus(samples: Samples) -> bytes:
 
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="ogg") as container:
-        # Libopus's least effort: measured at a sixth of the time of its best, with the same text from the model.
+        # Libopus's least effort: measured at a fifth of the time of its best, to no loss that a model would notice.
         options = {"application": "audio", "compression_level": "0"}
         stream = container.add_stream("libopus", rate=SAMPLE_RATE_HZ, options=options)
         stream.layout = "mono"

@@ -405,6 +405,26 @@ def test_a_recording_over_25_mb_goes_in_windows_with_true_offsets(
     assert sent * 3 < path.stat().st_size
 
 
+@pytest.mark.slow
+def test_a_recording_of_two_hours_is_complete(make_engine, fault_server, cache, tmp_path, two_cities):
+    import soundfile
+
+    from audio_assets_tests.speech.conftest import as_file
+
+    path = tmp_path / "hours.flac"
+    rounds = int(7200 / (len(two_cities) / SAMPLE_RATE_HZ)) + 1
+    with soundfile.SoundFile(path, "w", SAMPLE_RATE_HZ, 1, "PCM_16") as file:
+        for _ in range(rounds):
+            file.write(two_cities)
+    seconds = rounds * len(two_cities) / SAMPLE_RATE_HZ
+    fault_server.answers = [reply(200, heard())]
+    account = Account()
+    [result] = transcribe_files([as_file(path)], make_engine().billed_to(account), cache)
+    assert result.status == "ok" and result.duration_s == pytest.approx(seconds, abs=0.1)
+    assert 7200 / 600 <= len(fault_server.posts) == account.requests
+    assert result.segments[-1].start_s > seconds - 660
+
+
 def test_an_answer_without_words_for_speech_is_not_believed_in_silence(
     make_engine, fault_server, cache, write_audio, two_cities
 ):
