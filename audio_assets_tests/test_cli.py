@@ -1,5 +1,6 @@
 """``audio-assets``: every flag has its effect; mistakes get one line and the right exit code."""
 
+import importlib
 import json
 import re
 import shutil
@@ -117,11 +118,24 @@ class TestRunFlags:
         first = json.loads((home.exports / "corpus.jsonl").read_text(encoding="utf-8").splitlines()[0])
         assert {"id", "transcription", "tokens", "codec", "language", "segments", "spans"} <= first.keys()
 
-    def test_batch_size_and_max_workers_change_the_work_not_the_result(self, local: Run, home: Home) -> None:
-        local("--batch-size", "1", "--max-workers", "1")
-        one = [(r["id"], r["transcription"]) for r in rows(home, "transcripts")]
-        local("--batch-size", "4", "--max-workers", "2", "--no-cache")
-        assert [(r["id"], r["transcription"]) for r in rows(home, "transcripts")] == one
+    def test_batch_size_and_max_workers_reach_downloads_and_transcriptions(
+        self, local: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: dict[str, tuple[Any, Any]] = {}
+
+        def spy(module: str, function: str, place: int) -> None:
+            original = getattr(importlib.import_module(module), function)
+
+            def recorded(*arguments: Any) -> Any:
+                seen[function] = (arguments[place].batch_size, arguments[place].max_workers)
+                return original(*arguments)
+
+            monkeypatch.setattr(f"{module}.{function}", recorded)
+
+        spy("audio_assets.assets.raw_audio", "ingest_mirror", 4)
+        spy("audio_assets.assets.transcripts", "transcribe_files", 3)
+        local("--batch-size", "3", "--max-workers", "2")
+        assert seen == {"ingest_mirror": (3, 2), "transcribe_files": (3, 2)}
 
     def test_verbose_shows_dagsters_log(self, local: Run) -> None:
         assert "RUN_SUCCESS" not in local("--limit", "0")["stderr"]

@@ -146,6 +146,20 @@ def test_progress_off_a_terminal_is_plain_lines(pipeline: PipelineRun) -> None:
     assert "best-of-times" in pipeline.stderr
 
 
+def test_every_asset_shows_its_rows_and_a_preview(pipeline: PipelineRun) -> None:
+    import dagster as dg
+
+    from audio_assets.definitions import ASSETS
+
+    with dg.DagsterInstance.from_config(str(pipeline.home.dagster)) as instance:
+        for asset in ASSETS:
+            event = instance.get_latest_materialization_event(asset.key)
+            assert event is not None and event.asset_materialization is not None
+            metadata = event.asset_materialization.metadata
+            assert metadata.keys() & {"dagster/row_count", "dagster/partition_row_count"}, asset.key
+            assert "|" in str(metadata["preview"].value), asset.key
+
+
 def test_secrets_appear_in_no_log_and_no_file(pipeline: PipelineRun) -> None:
     secret = pipeline.environment["R2_SECRET_ACCESS_KEY"].encode()
     assert secret.decode() not in pipeline.stdout + pipeline.stderr

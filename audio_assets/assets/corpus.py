@@ -5,6 +5,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import dagster as dg
+import pyarrow as pa
 from pydantic import Field
 
 from audio_assets import schemas
@@ -83,11 +84,17 @@ def corpus_report(
             return quote(Path(os.path.relpath(path, output.parent)).as_posix()) if path.is_file() else None
 
         render_report(connection, output, audio_link=audio_link, flag_meanings=judge.FLAGS)
+        shown = connection.sql(
+            "SELECT id, transcription, language, status FROM transcripts ORDER BY id LIMIT 5"
+        ).to_arrow_table()
+        [(count,)] = connection.sql("SELECT count(*) FROM transcripts").fetchall()
     return dg.MaterializeResult(
         metadata={
             "report": dg.MetadataValue.path(str(output)),
             "open": dg.MetadataValue.url(output.as_uri()),
             "size_kb": round(output.stat().st_size / 1e3, 1),
+            "dagster/row_count": count,
+            "preview": preview(shown, ["id", "transcription", "language", "status"]),
         }
     )
 
@@ -129,7 +136,16 @@ def corpus_export(
         metadata={
             "directory": dg.MetadataValue.path(str(home.paths().exports)),
             "dagster/row_count": files[0].row_count if files else 0,
-            **{f"{f.format}_kb": round(f.size_bytes / 1e3, 1) for f in files},
-            **{f"{f.format}_sha256": f.sha256 for f in files},
+            "preview": preview(
+                pa.table(
+                    {
+                        "file": [f.path.name for f in files],
+                        "rows": [f.row_count for f in files],
+                        "size_kb": [round(f.size_bytes / 1e3, 1) for f in files],
+                        "sha256": [f.sha256 for f in files],
+                    }
+                ),
+                ["file", "rows", "size_kb", "sha256"],
+            ),
         }
     )

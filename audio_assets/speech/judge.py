@@ -50,6 +50,9 @@ REPEATED_NGRAM = 4
 REPEATED_TIMES = 4
 """A run of the same one to four words this many times in a row."""
 
+ECHOED_WORDS = 4
+"""A phrase of at least so many words, said twice in a row, is worth another look."""
+
 UNCOVERED_S = 2.0
 """Speech of this length without text is worth a listen; pauses inside a segment are shorter."""
 
@@ -108,6 +111,16 @@ def repeats(text: str) -> bool:
     return False
 
 
+def echoes(text: str) -> bool:
+    """Whether a phrase of a few words is said twice in a row: people rarely do, Whisper does when its window is short."""
+    words = words_of(text)
+    return any(
+        words[i - size : i] == words[i : i + size]
+        for size in range(ECHOED_WORDS, len(words) // 2 + 1)
+        for i in range(size, len(words) - size + 1)
+    )
+
+
 def judge_segment(segment: Segment) -> list[str]:
     """The flags of one segment."""
     flags = []
@@ -116,7 +129,7 @@ def judge_segment(segment: Segment) -> list[str]:
         if doubtful:
             flags.append("no_speech")
     ratio = segment.compression_ratio if segment.compression_ratio is not None else compression_ratio(segment.text)
-    if ratio > HIGH_COMPRESSION or repeats(segment.text):
+    if ratio > HIGH_COMPRESSION or repeats(segment.text) or echoes(segment.text):
         flags.append("repetition")
     if segment.avg_logprob is not None and segment.avg_logprob < LOW_LOGPROB:
         flags.append("low_confidence")

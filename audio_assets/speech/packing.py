@@ -123,7 +123,7 @@ class PackedWhisper:
         results = []
         for i, clip in enumerate(clips):
             best = decoded[i]
-            if suspicious(best, clip):
+            if suspicious(best, clip) or judge.echoes(best.text):
                 retried += 1
                 with self.timings.stage("retry"):
                     best = self._retry(best, clip, features[i], languages[i][0])
@@ -243,7 +243,7 @@ class PackedWhisper:
         """
         longer = self._features(clip.samples, SECOND_LOOK_S)
         [second] = self._generate(self._pack([self._encode(longer)]), [clip], [language])
-        if not suspicious(second, clip):
+        if not suspicious(second, clip) and not judge.echoes(second.text):
             return second
         if clip.speech_s < BRIEF_SPEECH_S and not (runs_away(first, clip) or runs_away(second, clip)):
             return max(first, second, key=lambda d: d.avg_logprob)
@@ -263,6 +263,7 @@ class PackedWhisper:
                 }
             [result] = self._model.generate(states, [prompt], **how, **self._common(prompt, MOST_TOKENS))
             decoded = self._decoded(result, 0, language)
+            # A phrase that is heard twice in the full window too was said twice.
             if not suspicious(decoded, clip):
                 return decoded
             seen.append(decoded)

@@ -77,8 +77,10 @@ def replacing(path: Path, *, crash_name: str | None = None) -> Iterator[Path]:
         if crash_name:
             crash_point(f"{crash_name}:after-rename")
     except BaseException:
-        with contextlib.suppress(OSError):
-            temp.unlink()
+        # A library may have put files of its own beside it, such as DuckDB's write-ahead log.
+        for left in [temp, *(p for p in path.parent.iterdir() if p.name.startswith(f"{temp.name}."))]:
+            with contextlib.suppress(OSError):
+                _remove(left)
         raise
     finally:
         os.close(lock)

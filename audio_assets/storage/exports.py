@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 from audio_assets import partitions, schemas
 from audio_assets.errors import StorageError
 from audio_assets.storage import atomic
-from audio_assets.storage.partition_files import ROW_GROUP_ROWS, WRITE_KEY, PartitionStore, adapt
+from audio_assets.storage.partition_files import ROW_GROUP_ROWS, WRITE_KEY, PartitionStore, adapt, first_line
 from audio_assets.storage.warehouse import quoted, sql_type
 
 FORMATS = ("json", "parquet", "sqlite", "duckdb")
@@ -134,17 +135,19 @@ def export_corpus(
                 stack.enter_context(atomic.replacing(directory / FILE_NAMES[name], crash_name="export"))
                 for name in wanted
             ]
-            sinks = [_SINKS[name](temp, schema) for name, temp in zip(wanted, targets, strict=True)]
-            try:
+            with contextlib.ExitStack() as open_sinks:
+                sinks: list[_Sink] = []
+                for name, temp in zip(wanted, targets, strict=True):
+                    sinks.append(_SINKS[name](temp, schema))
+                    open_sinks.callback(sinks[-1].close)
                 for key in keys:
                     for batch in _joined(store, key, statuses, all_columns, schema, record):
                         rows += batch.num_rows
                         for sink in sinks:
                             sink.write(batch)
                         atomic.crash_point("export:half-written")
-            finally:
                 for sink in sinks:
-                    sink.close()
+                    sink.finish()
             sums = [sha256_of(temp) for temp in targets]
             sizes = [temp.stat().st_size for temp in targets]
         files = [
@@ -152,10 +155,10 @@ def export_corpus(
             for name, size, digest in zip(wanted, sizes, sums, strict=True)
         ]
         _write_manifest(directory, files, schema, record.hexdigest(), prefixes, include_partial)
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, sqlite3.Error, duckdb.Error) as error:
         raise StorageError(
-            f"{directory}: the export could not be written: {error}; earlier exports are untouched. Free some space or"
-            " correct the permissions, then run `audio-assets export` again"
+            f"{directory}: the export could not be written: {first_line(error)}; earlier exports are untouched."
+            " Free some space or correct the permissions, then run `audio-assets export` again"
         ) from error
     return files
 
@@ -312,9 +315,11 @@ def _counts_up(where: pa.Array) -> bool:
 
 
 class _Sink(Protocol):
-    """One format being written."""
+    """One format being written: `finish` when all is written, `close` in any case."""
 
     def write(self, batch: pa.RecordBatch) -> None: ...
+
+    def finish(self) -> None: ...
 
     def close(self) -> None: ...
 
@@ -326,6 +331,9 @@ class _JsonSink:
 
     def write(self, batch: pa.RecordBatch) -> None:
         self._file.write("".join(_json(row) + "\n" for row in _rows(batch)))
+
+    def finish(self) -> None:
+        self._file.flush()
 
     def close(self) -> None:
         self._file.close()
@@ -341,9 +349,13 @@ class _ParquetSink:
         if sum(waiting.num_rows for waiting in self._waiting) >= ROW_GROUP_ROWS:
             self._flush()
 
-    def close(self) -> None:
+    def finish(self) -> None:
         self._flush()
         self._writer.close()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what was not finished is thrown away
+            self._writer.close()
 
     def _flush(self) -> None:
         if self._waiting:
@@ -372,17 +384,17 @@ class _SqliteSink:
             ((row["id"], position, token) for row in rows for position, token in enumerate(row["tokens"])),
         )
 
-    def close(self) -> None:
+    def finish(self) -> None:
         self._connection.execute("COMMIT")
         self._connection.execute("CREATE INDEX corpus_id ON corpus (id)")
         self._connection.execute("CREATE INDEX tokens_token ON tokens (token)")
+
+    def close(self) -> None:
         self._connection.close()
 
 
 class _DuckdbSink:
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        import duckdb
-
         path.unlink()  # DuckDB does not take an empty file for a database
         self._connection = duckdb.connect(
             str(path),
@@ -403,8 +415,12 @@ class _DuckdbSink:
             self._connection.execute("BEGIN")
             self._uncommitted = 0
 
-    def close(self) -> None:
+    def finish(self) -> None:
         self._connection.execute("COMMIT")
+        # Closing would write what is left in the log, and say nothing if it cannot.
+        self._connection.execute("CHECKPOINT")
+
+    def close(self) -> None:
         self._connection.close()
 
 

@@ -114,7 +114,7 @@ class Directory:
             return []
         except OSError as error:
             raise StorageError(
-                f"{directory}: cannot be listed: {error.strerror}; check the disk and its permissions"
+                f"{directory}: cannot be listed: {_reason(error)}; check the disk and its permissions"
             ) from error
         return found
 
@@ -147,7 +147,7 @@ class Directory:
                 status = temp.stat()
         except OSError as error:
             raise StorageError(
-                f"{target}: cannot be written: {error.strerror or error}; what was there before is untouched."
+                f"{target}: cannot be written: {_reason(error)}; what was there before is untouched."
                 " Free some space or correct the permissions, then run again"
             ) from error
         return _identity(status), status.st_size
@@ -164,9 +164,14 @@ class Directory:
         except FileNotFoundError:
             return False
         except OSError as error:
-            raise StorageError(f"{target}: cannot be deleted: {error.strerror}; check its permissions") from error
+            raise StorageError(f"{target}: cannot be deleted: {_reason(error)}; check its permissions") from error
         atomic.sync(target.parent)
         return True
+
+
+def _reason(error: OSError) -> str:
+    # pyarrow puts words of its own in the place of the system's.
+    return os.strerror(error.errno) if error.errno else str(error)
 
 
 def _identity(status: os.stat_result) -> str:

@@ -223,7 +223,7 @@ def _cache(
         if entry is None and repair:
             # The row holds what was paid for: the cache can have it back.
             kept = {name: value for name, value in row.items() if name not in _NOT_CACHED_COLUMNS}
-            kept["segments"] = [{**segment, "flags": []} for segment in row["segments"] or []]
+            kept["segments"] = [{**segment, "flags": segment.get("flags") or []} for segment in row["segments"] or []]
             kept["flags"] = row["flags"] or []
             cache.put(*key, kept)
         yield Disagreement(

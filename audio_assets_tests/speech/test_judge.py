@@ -36,6 +36,7 @@ def test_silence_without_text_has_no_flag():
         ("no_speech", GOOD, {"speech": [(0.0, 0.2)]}),
         ("repetition", changed(compression_ratio=3.0), {}),
         ("repetition", changed(text="and then and then and then and then we went"), {}),
+        ("repetition", changed(text="And so my fellow Americans and so my fellow Americans. Ask not."), {}),
         ("low_confidence", changed(avg_logprob=-1.2), {}),
         ("implausible_rate", changed(end_s=2.0), {"speech": [(0.0, 2.0)], "duration_s": 2.0}),
         ("implausible_rate", changed(text="So."), {}),
@@ -56,6 +57,8 @@ def test_each_flag_is_raised_by_its_cause(flag, segment, how):
     [
         ("no_speech", changed(no_speech_prob=0.87), {}),
         ("repetition", changed(text="no, no, no, said the king, and went home"), {}),
+        ("repetition", changed(text="it was the best of times, it was the worst of times"), {}),
+        ("repetition", changed(text="never again, never again will we go there"), {}),
         ("implausible_rate", changed(text="So."), {"speech": [(0.0, 0.8)], "duration_s": 2.0}),
         ("known_phrase", changed(text="Thank you for watching over my garden while we were away."), {}),
         ("language_mismatch", GOOD, {"language": "en", "language_probability": 0.9, "language_asked": "en"}),

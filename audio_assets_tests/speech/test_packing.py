@@ -134,6 +134,26 @@ def test_a_suspicious_window_is_decoded_again_and_the_good_text_kept(local_engin
     assert "best of times" in text_of(result).lower()
 
 
+ECHO = Decoded(FINE.tokens, "And so my fellow Americans and so my fellow Americans", -0.3, 0.0, 1.2)
+
+
+def test_a_phrase_that_is_heard_twice_in_a_row_is_listened_to_again(local_engine, clips, monkeypatch):
+    assert not suspicious(ECHO, SPEECH)
+    monkeypatch.setattr(local_engine._packed, "_generate", lambda *_: [ECHO])
+    [result] = local_engine.transcribe(clips[:1])
+    assert "best of times" in text_of(result).lower()
+
+
+def test_a_phrase_that_was_said_twice_stays_and_costs_one_full_window(local_engine, clips, monkeypatch):
+    packed = local_engine._packed
+    looked = []
+    monkeypatch.setattr(packed, "_generate", lambda *_: [ECHO])
+    monkeypatch.setattr(packed, "_decoded", lambda *_: looked.append(1) or ECHO)
+    [result] = local_engine.transcribe(clips[:1])
+    assert text_of(result) == ECHO.text
+    assert len(looked) == 1
+
+
 def test_the_last_resort_is_the_full_window(local_engine, clips, monkeypatch):
     packed = local_engine._packed
     encoded = []

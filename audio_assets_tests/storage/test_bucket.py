@@ -1,0 +1,162 @@
+"""The same record in a bucket, on a real S3 server."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import boto3
+import pytest
+
+from audio_assets import schemas
+from audio_assets.demo import BUCKET
+from audio_assets.demo_server import WeedServer
+from audio_assets.errors import SettingsError, StorageError
+from audio_assets.storage.exports import export_corpus
+from audio_assets.storage.partition_files import PartitionStore
+from audio_assets.storage.warehouse import Refresh, Warehouse
+
+from .rows import tokens, transcripts
+
+TRANSCRIPTS, TOKENS = schemas.TRANSCRIPTS, schemas.TOKENS
+# The server refuses `..` anywhere in a key; our names have none, whatever the partition is called.
+KEYS = ["calls/2024", "it's", "x'; DROP TABLE tokens; --", "../..", "Calls", "calls", "ünï 🎙️\n", "z" * 1024, "%2F"]
+
+
+def url(server: WeedServer, folder: str, *, secret: str | None = None, bucket: str = BUCKET) -> str:
+    secret = quote(secret or server.secret_access_key, safe="")
+    host = server.endpoint_url.removeprefix("http://")
+    return f"s3://{server.access_key_id}:{secret}@{bucket}/{folder}?endpoint_override={host}&scheme=http"
+
+
+@pytest.fixture
+def bucket(weed: WeedServer, tmp_path: Path) -> PartitionStore:
+    return PartitionStore(url(weed, f"tables-{tmp_path.name}"))
+
+
+def test_partitions_are_written_read_listed_and_deleted(bucket: PartitionStore) -> None:
+    assert bucket.partitions(TRANSCRIPTS) == []
+    assert bucket.read(TRANSCRIPTS, ["none"]).num_rows == 0
+    for key in KEYS:
+        bucket.write(TRANSCRIPTS, transcripts(key, {key: "old"}), key)
+        bucket.write(TRANSCRIPTS, transcripts(key, {key: key, key + "2": "x"}), key)
+    assert {f.partition for f in bucket.partitions(TRANSCRIPTS)} == set(KEYS)
+    for key in KEYS:
+        assert bucket.has(TRANSCRIPTS, key)
+        assert bucket.read(TRANSCRIPTS, [key], ["transcription"]).column(0).to_pylist() == [key, "x"]
+    assert bucket.delete(TRANSCRIPTS, KEYS[0])
+    assert not bucket.delete(TRANSCRIPTS, KEYS[0])
+    assert not bucket.has(TRANSCRIPTS, KEYS[0])
+    assert bucket.read(TRANSCRIPTS).num_rows == 2 * len(KEYS) - 2
+
+
+def test_a_partition_larger_than_one_upload_comes_back(bucket: PartitionStore) -> None:
+    import random
+
+    source = random.Random(0)
+    data = transcripts("a/", {f"{n:05}": source.randbytes(2_000).hex() for n in range(12_000)})
+    written = bucket.write(TRANSCRIPTS, data, "a")
+    assert written.size_bytes > 20 * 2**20
+    assert bucket.read(TRANSCRIPTS, ["a"]).equals(data)
+
+
+def test_every_write_has_an_identity_of_its_own(bucket: PartitionStore) -> None:
+    identities = [bucket.write(TOKENS, tokens("a/", {"x": ["same"]}), "a").identity for _ in range(5)]
+    assert len(set(identities)) == 5
+    assert [f.identity for f in bucket.partitions(TOKENS)] == identities[-1:]
+
+
+def test_the_warehouse_and_exports_follow_a_bucket(bucket: PartitionStore, tmp_path: Path) -> None:
+    warehouse = Warehouse(tmp_path / "warehouse.duckdb", bucket)
+    for key in "abc":
+        bucket.write(TRANSCRIPTS, transcripts(f"{key}/", {f"{key}/1": key}), key)
+        bucket.write(TOKENS, tokens(f"{key}/", {f"{key}/1": [key]}), key)
+    assert warehouse.refresh() == Refresh(loaded=6)
+    bucket.write(TOKENS, tokens("b/", {"b/1": ["new"]}), "b")
+    bucket.delete(TOKENS, "c")
+    assert warehouse.refresh() == Refresh(loaded=1, removed=1)
+    with warehouse.connect() as connection:
+        found = connection.execute("SELECT id, token FROM token_occurrences ORDER BY ALL").fetchall()
+    assert found == [("a/1", "a"), ("b/1", "new")]
+    (file,) = export_corpus(bucket, tmp_path / "exports", ["json"])
+    assert file.row_count == 3
+    relation = bucket.dataset(TRANSCRIPTS, ["a", "c"]).to_table(columns=["id"])
+    assert relation.column("id").to_pylist() == ["a/1", "c/1"]
+
+
+def test_a_foreign_object_is_named_and_the_rest_is_loaded(
+    bucket: PartitionStore, weed: WeedServer, tmp_path: Path
+) -> None:
+    bucket.write(TOKENS, tokens("a/", {"a/1": ["x"]}), "a")
+    weed_client(weed).put_object(Bucket=BUCKET, Key=f"tables-{tmp_path.name}/tokens/b.parquet", Body=b"foreign")
+    refresh = Warehouse(tmp_path / "warehouse.duckdb", bucket).refresh()
+    assert refresh.loaded == 1
+    assert [uri for uri, _ in refresh.skipped] == [f"{bucket.root}/tokens/b.parquet"]
+
+
+def weed_client(server: WeedServer) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=server.endpoint_url,
+        region_name="us-east-1",
+        aws_access_key_id=server.access_key_id,
+        aws_secret_access_key=server.secret_access_key,
+    )
+
+
+def test_a_writer_that_is_killed_before_its_upload_leaves_the_old_partition(
+    weed: WeedServer, bucket: PartitionStore, tmp_path: Path
+) -> None:
+    bucket.write(TOKENS, tokens("a/", {"a/1": ["old"]}), "a")
+    code = (
+        "import sys; from audio_assets import schemas; from audio_assets.storage.partition_files import PartitionStore;"
+        "rows = schemas.TOKENS.from_rows([{'id': 'a/1', 'prefix': 'a/', 'tokens': ['new']}]);"
+        "PartitionStore(sys.argv[1]).write(schemas.TOKENS, rows, 'a')"
+    )
+    root = url(weed, f"tables-{tmp_path.name}")
+    for point, expected in (
+        ("before-write", "old"),
+        ("half-written", "old"),
+        ("before-rename", "old"),
+        ("after-rename", "new"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, root],
+            env={"AUDIO_ASSETS_CRASH_AT": f"partition:{point}", "PYTHONPATH": str(Path(__file__).parents[2])},
+            capture_output=True,
+        )
+        assert done.returncode == -9, done.stderr
+        assert bucket.read(TOKENS, ["a"]).column("tokens").to_pylist() == [[expected]]
+
+
+def test_wrong_credentials_and_a_missing_bucket_name_the_setting(weed: WeedServer) -> None:
+    with pytest.raises(SettingsError, match="AWS_SECRET_ACCESS_KEY"):
+        PartitionStore(url(weed, "tables", secret="wrong")).write(TOKENS, TOKENS.empty(), "a")
+    with pytest.raises(SettingsError, match="AWS_SECRET_ACCESS_KEY"):
+        PartitionStore(url(weed, "tables", secret="wrong")).partitions(TOKENS)
+    with pytest.raises(SettingsError, match="no bucket 'none-such'"):
+        PartitionStore(url(weed, "tables", bucket="none-such")).partitions(TOKENS)
+
+
+def test_r2_urls_take_their_settings_from_the_r2_variables(weed: WeedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match="R2_ACCOUNT_ID"):
+        PartitionStore("r2://recordings/tables")
+    monkeypatch.setenv("R2_ENDPOINT_URL", weed.endpoint_url)
+    with pytest.raises(SettingsError, match="R2_ACCESS_KEY_ID"):
+        PartitionStore("r2://recordings/tables")
+    monkeypatch.setenv("R2_ACCESS_KEY_ID", weed.access_key_id)
+    monkeypatch.setenv("R2_SECRET_ACCESS_KEY", weed.secret_access_key)
+    store = PartitionStore(f"r2://{BUCKET}/tables-r2")
+    written = store.write(TOKENS, tokens("a/", {"a/1": ["x"]}), "a")
+    assert written.uri == f"r2://{BUCKET}/tables-r2/tokens/a.parquet"
+    assert store.read(TOKENS).num_rows == 1
+
+
+def test_a_server_that_is_not_there_is_a_storage_error_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = PartitionStore("s3://key:secret@bucket/tables?endpoint_override=127.0.0.1:9&scheme=http")
+    start = time.monotonic()
+    with pytest.raises(StorageError, match="tables/tokens"):
+        store.partitions(TOKENS)
+    assert time.monotonic() - start < 30
