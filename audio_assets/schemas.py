@@ -344,7 +344,12 @@ TRANSCRIPTION_LEDGER = Table(
         _ID,
         _PREFIX,
         Column("sha256", _STR, "SHA-256 of the recording, hexadecimal", nullable=False),
-        Column("window", _STR, "what was sent: samples of the recording at 16 kHz, then / and the channel, @ and a part", nullable=False),
+        Column(
+            "window",
+            _STR,
+            "what was sent: samples of the recording at 16 kHz, then / and the channel, @ and a part",
+            nullable=False,
+        ),
         Column("seconds", _F64, "length of that part", nullable=False),
         Column("model", _STR, "name of the model", nullable=False),
         Column("endpoint", _STR, "host that was asked", nullable=False),

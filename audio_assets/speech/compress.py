@@ -12,8 +12,8 @@ from audio_assets.speech.decode import encode_flac
 from audio_assets.speech.engine import SAMPLE_RATE_HZ, Samples
 
 OPUS_BITS_PER_S = 48_000
-"""A fifth to a sixth of 16-bit samples at 16 kHz. Measured with tiny.en on 55 recordings (943 words): 15.0 % of the words
-wrong, against 15.4 % without compression and 15.9 % at 32 kbit/s, which is no difference at that size."""
+"""A fifth to a sixth of 16-bit samples at 16 kHz. Measured with tiny.en on 55 recordings (943 words): 15.0 % of
+the words wrong, against 15.4 % without compression and 15.9 % at 32 kbit/s, which is no difference at that size."""
 
 
 @dataclass(frozen=True)
