@@ -126,7 +126,7 @@ def test_it_reads_both_formats(make_engine, opening, form: str) -> None:
 def test_a_good_request_survives_what_the_server_does_after_a_bad_one(
     make_engine, opening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both answer 500 to bytes that are no audio, and drop the connection."""
+    """One answers 500 to bytes that are no audio and drops the connection, the other finds no words in them."""
     compress = openai_api.compress
     sent: list[str] = []
 
@@ -136,8 +136,9 @@ def test_a_good_request_survives_what_the_server_does_after_a_bad_one(
 
     monkeypatch.setattr(openai_api, "compress", first_is_garbage)
     bad, good = make_engine(attempts=1).transcribe([Clip("bad", opening), Clip("good", opening)])
-    assert isinstance(bad, FileFailed)
+    assert isinstance(bad, FileFailed) or bad.segments == ()
     assert isinstance(good, ClipResult), good
+    assert "".join(s.text for s in good.segments).strip().lower().startswith(OPENING)
 
 
 def test_invalid_and_silent_files_are_never_sent(make_engine, cache, write_audio, tmp_path: Path) -> None:
