@@ -6,7 +6,7 @@ PORT ?= 3000
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow-test lint dev lock clean bench-storage bench-speech
+.PHONY: help demo test slow-test lint dev lock clean bench-storage bench-speech bench-api api-test
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -19,6 +19,9 @@ test: .venv/.dev ## the tests
 
 slow-test: .venv/.dev ## the tests that take minutes
 	$(BIN)/pytest -m slow
+
+api-test: .venv/.dev .venv-api/.done ## the API engine against real OpenAI-compatible servers
+	$(BIN)/pytest -m "slow or not slow" audio_assets_tests/speech/test_real_servers.py
 
 lint: .venv/.dev ## formatting, lint, types, Dockerfile
 	$(BIN)/ruff format --check .
@@ -36,6 +39,9 @@ bench-storage: .venv/.dev ## storage against the stock DuckDB IO manager
 bench-speech: .venv/.dev ## local Whisper against its peers; SPEECH=DIR holds manifest.tsv
 	$(BIN)/python -m benchmarks.speech $(SPEECH)
 
+bench-api: .venv/.dev ## the API engine against a loopback server: concurrency, rate limits, CPU, bytes
+	$(BIN)/python -m benchmarks.api
+
 lock: ## refresh the hash-locked requirements (needs uv)
 	uv pip compile -q --universal --no-strip-extras --python-version 3.10 --generate-hashes --no-header \
 		--extra dev -o requirements-dev.txt pyproject.toml
@@ -43,9 +49,11 @@ lock: ## refresh the hash-locked requirements (needs uv)
 		-c requirements-dev.txt --extra demo -o requirements-demo.txt pyproject.toml
 	uv pip compile -q --universal --no-strip-extras --python-version 3.10 --generate-hashes --no-header \
 		-c requirements-dev.txt -o requirements.txt pyproject.toml
+	uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header \
+		--group api-test -o requirements-api-test.txt
 
-clean: ## remove .venv; data/ stays
-	rm -rf .venv build *.egg-info
+clean: ## remove .venv and .venv-api; data/ stays
+	rm -rf .venv .venv-api build *.egg-info
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -64,3 +72,9 @@ clean: ## remove .venv; data/ stays
 	@$(PIP_INSTALL) --require-hashes -r requirements-dev.txt
 	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@ .venv/.demo
+
+# The servers keep to themselves: they pin a web stack of their own.
+.venv-api/.done: requirements-api-test.txt
+	@$(PYTHON) -m venv .venv-api
+	@.venv-api/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-api-test.txt
+	@touch $@

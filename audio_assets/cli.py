@@ -70,6 +70,12 @@ def cli() -> None:
 @_formats
 @click.option("--no-cache", is_flag=True, help="Transcribe again what is in the cache; new results are still stored.")
 @click.option("--limit", type=click.IntRange(min=0), metavar="N", help="Take in only the first N files, in key order.")
+@click.option(
+    "--max-cost",
+    type=click.FloatRange(min=0),
+    metavar="USD",
+    help="Spend at most so much on an API. What does not fit is left for the next run, as deferred; exit code 3.",
+)
 @click.option("--skip-summary", is_flag=True, help="Leave out the summary tables, the plots and the report.")
 @click.option(
     "--skip-ingestion", is_flag=True, help="Take the audio that lies in AUDIO_ASSETS_HOME/audio; R2 is not asked."
@@ -85,6 +91,7 @@ def run(
     output_formats: tuple[str, ...],
     no_cache: bool,
     limit: int | None,
+    max_cost: float | None,
     skip_summary: bool,
     skip_ingestion: bool,
     all_columns: bool,
@@ -108,6 +115,7 @@ def run(
         all_columns=all_columns,
         use_cache=not no_cache,
         limit=limit,
+        max_cost_usd=max_cost,
         skip_summary=skip_summary,
         skip_ingestion=skip_ingestion,
         verbose=verbose,
@@ -137,12 +145,33 @@ def demo(keep_server: bool) -> int:
 @click.option("--prefix", "prefixes", multiple=True, metavar="P", help="Only keys that start with P.")
 @_json
 def plan(prefixes: tuple[str, ...], as_json: bool) -> int:
-    """Show what a run would do: files, minutes, cached, duplicates, estimated cost. Spends nothing."""
+    """Show what a run would do: files, hours, silence, duplicates, cached, cost by engine and model. Spends nothing."""
     from audio_assets.plan import make_plan
 
     made = make_plan(prefixes)
     click.echo(json.dumps(made.as_dict()) if as_json else "\n".join(made.lines()))
     return 0
+
+
+@cli.command("compare-models")
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@click.option(
+    "--sample", type=click.IntRange(min=1), default=20, show_default=True, help="Recordings to transcribe with both."
+)
+@click.option("--max-cost", type=click.FloatRange(min=0), metavar="USD", help="Spend at most so much on the two.")
+@_json
+def compare_models(first: str, second: str, sample: int, max_cost: float | None, as_json: bool) -> int:
+    """Transcribe a sample with the models A and B: how much they differ, what B cannot do, what each costs.
+
+    A model is a name of the API, or local:MODEL. What is transcribed goes to the cache: after a switch to B it is
+    not paid again.
+    """
+    from audio_assets.compare import compare
+
+    made = compare(first, second, sample, max_cost)
+    click.echo(json.dumps(made.as_dict(), ensure_ascii=False) if as_json else "\n".join(made.lines()))
+    return EXIT_FILES_FAILED if made.unfinished else 0
 
 
 @cli.command()

@@ -8,10 +8,13 @@ from typing import Any
 import dagster as dg
 
 from audio_assets.assets.corpus import corpus_export, corpus_report, corpus_summary
+from audio_assets.assets.model_retirement import transcripts_model_retirement
 from audio_assets.assets.r2_prefixes import r2_prefixes
 from audio_assets.assets.raw_audio import raw_audio
 from audio_assets.assets.summaries import prefix_summary, token_frequency
 from audio_assets.assets.tokens import tokens
+from audio_assets.assets.transcription_ledger import transcription_ledger
+from audio_assets.assets.transcription_plan import transcription_plan
 from audio_assets.assets.transcripts import transcripts
 from audio_assets.automation import (
     corpus_job,
@@ -31,7 +34,9 @@ from audio_assets.resources.whisper import WhisperResource
 ASSETS = [
     r2_prefixes,
     raw_audio,
+    transcription_plan,
     transcripts,
+    transcription_ledger,
     tokens,
     prefix_summary,
     token_frequency,
@@ -45,6 +50,7 @@ def build_definitions(**resources: Any) -> dg.Definitions:
     """The definitions, with some resources replaced: ``build_definitions(whisper=WhisperResource(engine="local"))``."""
     return dg.Definitions(
         assets=ASSETS,
+        asset_checks=[transcripts_model_retirement],
         jobs=[discover_job, prefix_job, corpus_job],
         schedules=[discover_schedule, nightly_schedule, corpus_schedule],
         sensors=[new_r2_objects_sensor],

@@ -1,4 +1,4 @@
-"""What a run would do, and what it would cost. Lists the bucket and reads tables and cache; spends nothing."""
+"""What a run would do, and what it would cost. Lists the bucket and reads tables, cache and mirror; spends nothing."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from audio_assets.resources.home import HomeResource
 from audio_assets.resources.progress import format_duration
 from audio_assets.resources.r2 import R2Resource
 from audio_assets.resources.whisper import WhisperResource
-from audio_assets.speech.openai_api import OpenAIEngine
-from audio_assets.speech.transcribe import fingerprint
+from audio_assets.speech.estimate import Candidate, Estimate
 from audio_assets.storage.partition_files import PartitionStore
 
 TYPICAL_BYTES_PER_S = 16_000.0
@@ -23,7 +22,10 @@ TYPICAL_BYTES_PER_S = 16_000.0
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do. Minutes of files that were never downloaded are estimated from their sizes."""
+    """What a run would do. Lengths of files that were never downloaded are estimated from their sizes.
+
+    ``models`` has what each engine and model would cost, the chosen one first.
+    """
 
     files: int
     size_bytes: int
@@ -33,9 +35,13 @@ class Plan:
     to_transcribe: int
     minutes_to_transcribe: float
     minutes_are_estimated: bool
+    hours: float
+    silence_hours: float
+    silence_measured_in: int
     engine: str
     model: str
     cost_usd: float | None
+    models: list[dict[str, Any]]
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as one JSON-ready object."""
@@ -44,15 +50,29 @@ class Plan:
     def lines(self) -> list[str]:
         """The plan as text."""
         about = "about " if self.minutes_are_estimated else ""
-        cost = "unknown: the endpoint's price is not known" if self.cost_usd is None else f"{about}${self.cost_usd:.2f}"
-        return [
+        cost = "unknown: set OPENAI_PRICE_USD_PER_MINUTE" if self.cost_usd is None else f"about ${self.cost_usd:.2f}"
+        if self.cost_usd == 0:
+            cost = "$0.00"
+        silence = "not measured: no recording is here yet"
+        if self.silence_measured_in:
+            silence = (
+                f"about {format_duration(self.silence_hours * 3600)} of it is not sent "
+                f"(measured in {self.silence_measured_in} files)"
+            )
+        lines = [
             f"files          {self.files} ({self.size_bytes / 1e6:.1f} MB), {self.to_download} to download",
             f"duplicates     {self.duplicates} (the same bytes under another key: transcribed once)",
             f"cached         {self.cached}",
-            f"to transcribe  {self.to_transcribe}, {about}{format_duration(self.minutes_to_transcribe * 60)} of audio",
+            f"to transcribe  {self.to_transcribe}, {about}{format_duration(self.hours * 3600)} of audio",
+            f"silence        {silence}",
             f"engine         {self.engine}, {self.model}",
             f"cost           {cost}",
         ]
+        for other in self.models[1:]:
+            price = "price unknown" if other["cost_usd"] is None else f"about ${other['cost_usd']:.2f}"
+            until = f", shut down on {other['retires']}" if other["retires"] else ""
+            lines.append(f"  instead      {other['model']}: {price}, {other['cached']} cached{until}")
+        return lines
 
 
 def make_plan(prefixes: Sequence[str] = ()) -> Plan:
@@ -63,53 +83,69 @@ def make_plan(prefixes: Sequence[str] = ()) -> Plan:
     """
     r2, home = R2Resource(), HomeResource()
     r2.check()
-    engine = WhisperResource().create_engine()
+    whisper = WhisperResource()
+    whisper.create_engine()
     client, bucket = r2.get_client(), r2.bucket_name()
     listed: dict[str, RemoteObject] = {}
     for prefix in prefixes or [""]:
         listed.update((found.key, found) for found in list_objects(client, bucket, prefix))
     rows = {r["id"]: r for r in PartitionStore(home.paths().tables).read(schemas.RAW_AUDIO).to_pylist()}
     bytes_per_s = _bytes_per_s(rows.values())
-    cache, key = home.cache(), fingerprint(engine)
+    mirror = home.mirror()
 
-    seen: set[tuple[Any, ...]] = set()
-    to_download = duplicates = cached = to_transcribe = 0
-    seconds, estimated = 0.0, False
+    candidates: list[Candidate] = []
+    contents: set[str] = set()
+    to_download = duplicates = 0
+    estimated = False
     for found in listed.values():
         row = rows.get(found.key)
-        known = row is not None and row["etag"] == found.etag and row["sha256"] is not None
-        to_download += not known
+        known = row if row is not None and row["etag"] == found.etag and row["sha256"] is not None else None
+        to_download += known is None
         # Until it is downloaded, an object's ETag and size are the best sign of the same bytes.
-        content = (row["sha256"],) if known and row else (found.etag, found.size_bytes)
-        if content in seen:
+        content = known["sha256"] if known else f"{found.etag} {found.size_bytes}"
+        if content in contents:
             duplicates += 1
             continue
-        seen.add(content)
-        if known and row and row["status"] != "ok":
+        contents.add(content)
+        if known and known["status"] != "ok":
             continue
-        if known and row and cache.get(row["sha256"], key) is not None:
-            cached += 1
-            continue
-        to_transcribe += 1
-        if known and row and row["duration_s"] is not None:
-            seconds += row["duration_s"]
+        if known and known["duration_s"] is not None:
+            path = mirror.path_for(found.key)
+            candidates.append(Candidate(found.key, content, known["duration_s"], known["sha256"], path))
         else:
             estimated = True
-            seconds += found.size_bytes / bytes_per_s[_extension(found.key)]
-    price = engine.capabilities.price_usd_per_minute if isinstance(engine, OpenAIEngine) else 0.0
+            seconds = found.size_bytes / bytes_per_s[_extension(found.key)]
+            candidates.append(Candidate(found.key, content, seconds, known["sha256"] if known else None))
+    estimates, chosen = whisper.estimates(candidates, home.cache())
     return Plan(
         files=len(listed),
         size_bytes=sum(found.size_bytes for found in listed.values()),
         to_download=to_download,
         duplicates=duplicates,
-        cached=cached,
-        to_transcribe=to_transcribe,
-        minutes_to_transcribe=round(seconds / 60, 3),
+        cached=chosen.cached,
+        to_transcribe=chosen.to_transcribe,
+        minutes_to_transcribe=round(chosen.hours * 60, 3),
         minutes_are_estimated=estimated,
-        engine=engine.name,
-        model=engine.model,
-        cost_usd=None if price is None else round(price * seconds / 60, 4),
+        hours=round(chosen.hours, 4),
+        silence_hours=round(chosen.silence_hours, 4),
+        silence_measured_in=chosen.silence_files,
+        engine=chosen.engine,
+        model=chosen.model,
+        cost_usd=None if chosen.cost_usd is None else round(chosen.cost_usd, 4),
+        models=[_model(e) for e in estimates],
     )
+
+
+def _model(found: Estimate) -> dict[str, Any]:
+    return {
+        "engine": found.engine,
+        "model": found.model,
+        "cached": found.cached,
+        "to_transcribe": found.to_transcribe,
+        "price_usd_per_minute": found.price_usd_per_minute,
+        "cost_usd": None if found.cost_usd is None else round(found.cost_usd, 4),
+        "retires": found.retires,
+    }
 
 
 def _bytes_per_s(rows: Any) -> defaultdict[str, float]:

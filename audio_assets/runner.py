@@ -39,6 +39,7 @@ class RunOptions:
     all_columns: bool = False
     use_cache: bool = True
     limit: int | None = None
+    max_cost_usd: float | None = None
     skip_summary: bool = False
     skip_ingestion: bool = False
     verbose: bool = False
@@ -54,6 +55,9 @@ class RunReport:
     transcribed: int = 0
     audio_minutes: float = 0.0
     cost_usd: float = 0.0
+    uncertain_usd: float = 0.0
+    max_cost_usd: float | None = None
+    refused_by_cap: int = 0
     elapsed_s: float = 0.0
     problems: list[dict[str, str]] = field(default_factory=list)
     home: str = ""
@@ -100,7 +104,9 @@ def run_pipeline(
     started = time.monotonic()
     pipeline = _Pipeline(options, progress or LogProgress())
     store = PartitionStore(pipeline.home.tables)
-    report = RunReport(home=str(pipeline.home.root), warehouse=str(pipeline.home.warehouse))
+    report = RunReport(
+        home=str(pipeline.home.root), warehouse=str(pipeline.home.warehouse), max_cost_usd=options.max_cost_usd
+    )
 
     pipeline.execute("discover_job", {"r2_prefixes": {"skip_ingestion": options.skip_ingestion}})
     chosen = _choose_partitions(store, options.prefixes)
@@ -111,12 +117,14 @@ def run_pipeline(
             break
         say(f"[{number}/{len(chosen)}] {partition}")
         with partition_lock(pipeline.home, partition):
-            result = pipeline.prefix(partition, key_prefixes, left)
+            result = pipeline.prefix(partition, key_prefixes, left, report.cost_usd + report.uncertain_usd)
         report.partitions.append(partition)
         if left is not None:
             left -= int(result["raw_audio"]["selected"])
         report.transcribed += int(result["transcripts"]["transcribed"])
         report.cost_usd += float(result["transcripts"]["cost_usd"])
+        report.uncertain_usd += float(result["transcripts"].get("uncertain_usd", 0.0))
+        report.refused_by_cap += int(result["transcripts"].get("refused_by_cap", 0))
     _count(report, store)
 
     corpus = pipeline.corpus()
@@ -170,10 +178,13 @@ class _Pipeline:
             # Dagster's own log goes to the run's event log either way; the terminal gets the progress and the result.
             logging.getLogger("dagster").setLevel(logging.CRITICAL)
 
-    def prefix(self, partition: str, key_prefixes: list[str], limit: int | None) -> dict[str, dict[str, Any]]:
+    def prefix(
+        self, partition: str, key_prefixes: list[str], limit: int | None, spent_usd: float
+    ) -> dict[str, dict[str, Any]]:
         options = self.options
         selection: dict[str, Any] = {"key_prefixes": key_prefixes, "limit": limit}
         workers = {} if options.max_workers is None else {"max_workers": options.max_workers}
+        cap = options.max_cost_usd
         config = {
             "raw_audio": {
                 "batch_size": options.batch_size,
@@ -184,11 +195,14 @@ class _Pipeline:
             "transcripts": {
                 "batch_size": options.batch_size,
                 "no_cache": not options.use_cache,
+                **({} if cap is None else {"max_cost_usd": max(0.0, cap - spent_usd)}),
                 **workers,
                 **selection,
             },
         }
-        assets = ["raw_audio", "transcripts", "tokens"] + ([] if options.skip_summary else SUMMARY_ASSETS)
+        assets = ["raw_audio", "transcripts", "transcription_ledger", "tokens"] + (
+            [] if options.skip_summary else SUMMARY_ASSETS
+        )
         if partition not in self.instance.get_dynamic_partitions(PARTITIONS_NAME):
             self.instance.add_dynamic_partitions(PARTITIONS_NAME, [partition])
         return self.execute("prefix_job", config, assets, partition)
@@ -299,6 +313,7 @@ def _count(report: RunReport, store: PartitionStore) -> None:
     report.cached = sum(bool(r["cached"]) for r in rows)
     report.audio_minutes = round(sum(r["duration_s"] or 0.0 for r in rows) / 60, 3)
     report.cost_usd = round(report.cost_usd, 6)
+    report.uncertain_usd = round(report.uncertain_usd, 6)
     report.problems = [
         {"id": r["id"], "status": r["status"], "error": r["error"] or ""}
         for r in rows

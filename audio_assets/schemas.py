@@ -314,7 +314,70 @@ CORPUS_SUMMARY = Table(
     partitioned=False,
 )
 
+TRANSCRIPTION_PLAN = Table(
+    "transcription_plan",
+    "One row per engine and model: what it would cost to transcribe what is not transcribed yet.",
+    (
+        Column("engine", _STR, "local or openai", nullable=False),
+        Column("model", _STR, "name of the model", nullable=False),
+        Column("chosen", _BOOL, "whether a run with the present settings would use it", nullable=False),
+        Column("files", _I64, "recordings that can be transcribed", nullable=False),
+        Column("duplicates", _I64, "of these, the same bytes under another key: never paid twice", nullable=False),
+        Column("cached", _I64, "transcribed already by this model with these options", nullable=False),
+        Column("to_transcribe", _I64, "what a run would transcribe", nullable=False),
+        Column("hours", _F64, "hours of audio to transcribe", nullable=False),
+        Column("silence_hours", _F64, "of these, hours of silence that are not sent", nullable=False),
+        Column("silence_files", _I64, "recordings in which the share of silence was measured", nullable=False),
+        Column("price_usd_per_minute", _F64, "price of a minute; null when it is not known"),
+        Column("cost_usd", _F64, "estimated cost; null when the price is not known"),
+        Column("retires", _STR, "announced day of shutdown, YYYY-MM-DD; null when none is known"),
+    ),
+    key=("engine", "model"),
+    partitioned=False,
+)
+
+TRANSCRIPTION_LEDGER = Table(
+    "transcription_ledger",
+    "One row per request to a transcription API: what was sent, how often, and what it cost.",
+    (
+        Column("request", _STR, "identifies the request, over all its attempts", nullable=False),
+        _ID,
+        _PREFIX,
+        Column("sha256", _STR, "SHA-256 of the recording, hexadecimal", nullable=False),
+        Column(
+            "window",
+            _STR,
+            "what was sent: samples of the recording at 16 kHz, then / and the channel, @ and a part",
+            nullable=False,
+        ),
+        Column("seconds", _F64, "length of that part", nullable=False),
+        Column("model", _STR, "name of the model", nullable=False),
+        Column("endpoint", _STR, "host that was asked", nullable=False),
+        Column("attempts", _I64, "how often it was sent", nullable=False),
+        Column("cost_usd", _F64, "what the endpoint billed, by its own usage; null when the price is not known"),
+        Column("uncertain_usd", _F64, "what attempts without an answer may have cost on top", nullable=False),
+        Column("status", _STR, "ok, failed, deferred, cut (sent again in parts) or interrupted", nullable=False),
+        Column("request_id", _STR, "x-request-id of the answer"),
+        Column("started_at", _TIME, "when it was first sent (UTC)", nullable=False),
+        Column("elapsed_s", _F64, "time until its end, waits included", nullable=False),
+        Column("run", _STR, "the Dagster run, or the command, that sent it", nullable=False),
+        _ERROR,
+    ),
+    key=("request",),
+)
+
 TABLES: dict[str, Table] = {
-    t.name: t for t in (R2_PREFIXES, RAW_AUDIO, TRANSCRIPTS, TOKENS, PREFIX_SUMMARY, TOKEN_FREQUENCY, CORPUS_SUMMARY)
+    t.name: t
+    for t in (
+        R2_PREFIXES,
+        RAW_AUDIO,
+        TRANSCRIPTION_PLAN,
+        TRANSCRIPTS,
+        TRANSCRIPTION_LEDGER,
+        TOKENS,
+        PREFIX_SUMMARY,
+        TOKEN_FREQUENCY,
+        CORPUS_SUMMARY,
+    )
 }
 """Every table by name."""

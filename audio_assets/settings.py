@@ -32,6 +32,11 @@ class Settings(BaseSettings):
         None, description="key for OpenAI's API; makes `openai` the default engine"
     )
     openai_base_url: str | None = Field(None, description="another OpenAI-compatible endpoint")
+    openai_price_usd_per_minute: float | None = Field(
+        None, ge=0, description="what that endpoint charges for a minute; by default OpenAI's price of the model"
+    )
+    openai_requests_per_minute: float | None = Field(None, gt=0, description="most requests a minute")
+    openai_audio_s_per_minute: float | None = Field(None, gt=0, description="most seconds of audio sent a minute")
     whisper_engine: Literal["local", "openai"] | None = Field(
         None, description="`local` or `openai`; by default `openai` when a key is set, else `local`"
     )
@@ -87,6 +92,11 @@ class Home:
     def dagster(self) -> Path:
         """Dagster's own state, when ``DAGSTER_HOME`` is not set."""
         return self.root / "dagster"
+
+    @property
+    def ledger(self) -> Path:
+        """Journals of the requests that cost money."""
+        return self.root / "ledger"
 
     @property
     def locks(self) -> Path:

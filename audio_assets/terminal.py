@@ -94,6 +94,16 @@ def closing_lines(report: RunReport) -> list[str]:
     lines = [f"{p['status']}: {printable(p['id'])}: {printable(p['error'])}" for p in report.problems[:20]]
     if len(report.problems) > 20:
         lines.append(f"… and {len(report.problems) - 20} more: the view latest_failures in the warehouse has them all")
+    if report.refused_by_cap:
+        lines.append(
+            f"the cap of ${report.max_cost_usd:g} kept {report.refused_by_cap} requests from being sent; "
+            "a higher --max-cost goes on where this ended"
+        )
+    if report.uncertain_usd:
+        lines.append(
+            f"${report.uncertain_usd:.4f} more may have been billed: requests that ended without an answer "
+            "(table transcription_ledger)"
+        )
     lines += [summary_line(report), f"tables   {_shown(report.warehouse)}"]
     lines += [f"export   {_shown(path)}" for path in report.exports]
     if report.report:

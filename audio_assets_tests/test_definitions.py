@@ -13,8 +13,8 @@ from audio_assets.definitions import ASSETS, defs
 from audio_assets.partitions import prefix_partitions
 
 ROOT = Path(__file__).parent.parent
-PARTITIONED = {"raw_audio", "transcripts", "tokens", "prefix_summary", "token_frequency"}
-UNPARTITIONED = {"r2_prefixes", "corpus_summary", "corpus_report", "corpus_export"}
+PARTITIONED = {"raw_audio", "transcripts", "transcription_ledger", "tokens", "prefix_summary", "token_frequency"}
+UNPARTITIONED = {"r2_prefixes", "transcription_plan", "corpus_summary", "corpus_report", "corpus_export"}
 SPECS = {spec.key.to_user_string(): spec for asset in ASSETS for spec in asset.specs}
 
 

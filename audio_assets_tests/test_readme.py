@@ -103,8 +103,12 @@ def test_every_command_and_option_explains_itself() -> None:
     for name, command in cli.commands.items():
         assert command.help, name
         for param in command.params:
-            assert isinstance(param, click.Option)
-            assert param.help, f"{name} {param.opts}"
+            if isinstance(param, click.Option):
+                assert param.help, f"{name} {param.opts}"
+            else:
+                assert re.search(rf"\b{param.make_metavar(click.Context(command))}\b", command.help), (
+                    f"{name} {param.name}"
+                )
         assert name in README
 
 

@@ -1,6 +1,7 @@
 """`transcripts`: what Whisper heard in each recording of the prefix."""
 
 import time
+from contextlib import closing
 from typing import Any
 
 import dagster as dg
@@ -23,6 +24,8 @@ from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
 from audio_assets.resources.home import HomeResource
 from audio_assets.resources.progress import Progress
 from audio_assets.resources.whisper import WhisperResource
+from audio_assets.speech.ledger import Account
+from audio_assets.speech.openai_api import OpenAIEngine
 from audio_assets.speech.transcribe import AudioFile, FileTranscript, TranscribeOptions, transcribe_files
 
 
@@ -41,6 +44,11 @@ class TranscriptsConfig(dg.Config):
     )
     key_prefixes: list[str] = Field(
         default=[], description="With no_cache: transcribe anew only recordings whose key starts with one of these."
+    )
+    max_cost_usd: float | None = Field(
+        default=None,
+        ge=0,
+        description="Most that this run may spend on an API, in US dollars. What does not fit is put off, as deferred.",
     )
 
 
@@ -75,16 +83,22 @@ def transcripts(
         mirror = home.mirror()
         files = [AudioFile(r["id"], mirror.path_for(r["id"]), r["sha256"]) for r in rows if r["status"] == "ok"]
         done: dict[str, dict[str, Any]] = {}
+        account = Account(config.max_cost_usd, home.paths().ledger, lambda id: prefix, context.run.run_id)
         if files:
             durations = {r["id"]: r["duration_s"] or 0.0 for r in rows}
             total_min = sum(durations[f.id] for f in files) / 60
             finished_min = fresh_min = 0.0
+            engine = whisper.billed_engine(account, home.cache())
             options = TranscribeOptions(
                 batch_size=config.batch_size,
                 max_workers=config.max_workers,
                 fresh_ids=_fresh_ids(files, config),
+                on_stop=engine.halt if isinstance(engine, OpenAIEngine) else lambda: None,
             )
-            with progress.task(f"transcripts {context.partition_key}", "min", context.log.info) as task:
+            with (
+                closing(account),
+                progress.task(f"transcripts {context.partition_key}", "min", context.log.info) as task,
+            ):
 
                 def on_result(result: FileTranscript) -> None:
                     nonlocal finished_min, fresh_min
@@ -94,7 +108,7 @@ def transcripts(
                     note = f"{len(done) + 1}/{len(files)} files"
                     task.update(finished_min, total_min, f"{note} · {speed:.1f}x realtime" if fresh_min else note)
 
-                for result in transcribe_files(files, whisper.create_engine(), home.cache(), options, on_result):
+                for result in transcribe_files(files, engine, home.cache(), options, on_result):
                     done[result.id] = result.row(prefix)
         kept = {r["id"]: r for r in previous.to_pylist()} if any(r["status"] == "gone" for r in rows) else {}
         table = schemas.TRANSCRIPTS.from_rows([done.get(r["id"]) or _without_result(r, prefix, kept) for r in rows])
@@ -108,7 +122,7 @@ def transcripts(
                 "cached": len(done) - len(new),
                 "audio_minutes": round(sum(r["duration_s"] or 0.0 for r in done.values()) / 60, 2),
                 "speech_minutes": round(sum(r["speech_s"] or 0.0 for r in done.values()) / 60, 2),
-                "cost_usd": round(sum(r["cost_usd"] or 0.0 for r in new), 6),
+                **account.metadata(),
                 "elapsed_s": round(time.monotonic() - started, 3),
                 "preview": preview(table, ["id", "transcription", "language", "cached", "status", "error"]),
             },

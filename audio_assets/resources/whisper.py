@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date
 from typing import Any
 
 from dagster import ConfigurableResource
@@ -10,9 +13,15 @@ from pydantic import Field
 
 from audio_assets import settings
 from audio_assets.errors import SettingsError
+from audio_assets.speech.cache import TranscriptCache
+from audio_assets.speech.capabilities import CAPABILITIES
 from audio_assets.speech.engine import Engine
+from audio_assets.speech.estimate import Candidate, Estimate, estimate, measure_silence
+from audio_assets.speech.ledger import Account
 from audio_assets.speech.local import LocalEngine, LocalOptions, packaged_model
-from audio_assets.speech.openai_api import OpenAIEngine, OpenAIOptions
+from audio_assets.speech.openai_api import CachedPieces, OpenAIEngine, OpenAIOptions
+from audio_assets.speech.retirement import Retirement, retirement
+from audio_assets.speech.transcribe import fingerprint
 
 _engines: dict[tuple[Any, ...], Engine] = {}
 _engines_lock = threading.Lock()
@@ -63,6 +72,27 @@ class WhisperResource(ConfigurableResource):  # type: ignore[type-arg]
     api_key: str | None = Field(
         default=None, repr=False, description="Key for the endpoint; by default OPENAI_API_KEY."
     )
+    keywords: list[str] = Field(default=[], description="Words to listen for (openai engine, gpt-transcribe).")
+    audio_format: str | None = Field(
+        default=None,
+        description="`opus` or `flac`: how audio is sent; by default what suits the model's endpoint (openai engine).",
+    )
+    price_usd_per_minute: float | None = Field(
+        default=None,
+        ge=0,
+        description="What the endpoint charges; by default OPENAI_PRICE_USD_PER_MINUTE, else OpenAI's price.",
+    )
+    requests_per_minute: float | None = Field(
+        default=None, gt=0, description="Most requests a minute; by default OPENAI_REQUESTS_PER_MINUTE, else no limit."
+    )
+    audio_s_per_minute: float | None = Field(
+        default=None,
+        gt=0,
+        description="Most seconds of audio sent a minute; by default OPENAI_AUDIO_S_PER_MINUTE, else no limit.",
+    )
+    longest_wait_s: float = Field(
+        default=120.0, ge=0, description="A server that asks to wait longer puts files off to the next run (openai)."
+    )
     deadline_s: float = Field(
         default=120.0, gt=0, description="Seconds a request may take beyond the length of its audio (openai engine)."
     )
@@ -90,6 +120,24 @@ class WhisperResource(ConfigurableResource):  # type: ignore[type-arg]
                 _engines[key] = OpenAIEngine(options) if isinstance(options, OpenAIOptions) else LocalEngine(options)
             return _engines[key]
 
+    def billed_engine(self, account: Account, cache: TranscriptCache) -> Engine:
+        """The engine of `create_engine`, spending from ``account`` where it costs money.
+
+        Raises:
+            SettingsError: as `create_engine`, or the account has a cap and the price is unknown.
+        """
+        return self.bill(self.create_engine(), account, cache)
+
+    def bill(self, engine: Engine, account: Account, cache: TranscriptCache) -> Engine:
+        """``engine``, spending from ``account`` where it costs money.
+
+        Raises:
+            SettingsError: the account has a cap and the price is unknown.
+        """
+        if isinstance(engine, OpenAIEngine):
+            return engine.billed_to(account, CachedPieces(cache, fingerprint(engine)))
+        return engine
+
     def _local_options(self) -> LocalOptions:
         packaged = packaged_model()
         return LocalOptions(
@@ -115,13 +163,54 @@ class WhisperResource(ConfigurableResource):  # type: ignore[type-arg]
             base_url=self.base_url or found.openai_base_url,
             language=self.language,
             prompt=self.initial_prompt,
+            keywords=tuple(self.keywords),
             word_timestamps=self.word_timestamps,
+            audio_format=self.audio_format,
+            price_usd_per_minute=_first(self.price_usd_per_minute, found.openai_price_usd_per_minute),
             workers=self.workers or 8,
+            requests_per_minute=self.requests_per_minute or found.openai_requests_per_minute,
+            audio_s_per_minute=self.audio_s_per_minute or found.openai_audio_s_per_minute,
+            longest_wait_s=self.longest_wait_s,
             deadline_s=self.deadline_s,
             split_channels=self.split_channels,
         )
+
+    def estimates(self, candidates: Sequence[Candidate], cache: TranscriptCache) -> tuple[list[Estimate], Estimate]:
+        """What each engine and model would do about ``candidates``, and that of the engine of `create_engine`.
+
+        Silence is measured once, with the windows of the chosen engine.
+        """
+        engine = self.create_engine()
+        silence = measure_silence({c.content: c for c in candidates}.values(), engine)
+        chosen = estimate(candidates, engine, cache, silence)
+        found = [chosen]
+        for model in CAPABILITIES:
+            if (engine.name, engine.model) != ("openai", model):
+                found.append(estimate(candidates, self.openai_engine(model), cache, silence))
+        return found, chosen
+
+    def retirement(self, today: date) -> Retirement:
+        """When the model of `create_engine` will be shut down; asks the endpoint."""
+        engine = self.create_engine()
+        if not isinstance(engine, OpenAIEngine):
+            return retirement(engine.model, None, None, today)
+        return retirement(engine.model, engine.announced_shutdown(), engine.capabilities.retires, today)
+
+    def openai_engine(self, model: str) -> OpenAIEngine:
+        """An engine for another model of the endpoint, not kept; without a key it can plan, not transcribe.
+
+        Raises:
+            SettingsError: a setting of the endpoint is wrong.
+        """
+        options = self._openai_options()
+        return OpenAIEngine(replace(options, model=model, api_key=options.api_key or "none"))
 
     def _api_key(self, found: settings.Settings) -> str | None:
         if self.api_key:
             return self.api_key
         return found.openai_api_key.get_secret_value() if found.openai_api_key else None
+
+
+def _first(*values: float | None) -> float | None:
+    """The first that is set; 0 is a value."""
+    return next((v for v in values if v is not None), None)

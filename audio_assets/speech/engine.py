@@ -86,7 +86,8 @@ class Clip:
     """A window of one recording: mono float32 samples at 16 kHz, in [-1, 1].
 
     ``speech`` are the spans, in seconds from the clip's first sample, where voice activity detection hears speech;
-    empty when nobody looked.
+    empty when nobody looked. ``sha256`` is that of the recording's bytes and ``window`` the clip's name
+    among its windows; '' when they are not known.
     """
 
     id: str
@@ -94,6 +95,8 @@ class Clip:
     start_s: float = 0.0
     language: SharedLanguage = field(default_factory=SharedLanguage)
     speech: tuple[tuple[float, float], ...] = ()
+    sha256: str = ""
+    window: str = ""
 
     @property
     def speech_s(self) -> float:

@@ -7,20 +7,22 @@ long waits. An answer is believed only when its type and its text are what the m
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import threading
 import time
 from collections.abc import Coroutine, Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import asdict, dataclass, field, replace
+from datetime import date
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from audio_assets.errors import FileDeferred, FileError, FileFailed, SettingsError
-from audio_assets.speech.decode import encode_flac
+from audio_assets.speech import capabilities
+from audio_assets.speech.cache import TranscriptCache
+from audio_assets.speech.compress import Compressed, compress
 from audio_assets.speech.engine import (
     SAMPLE_RATE_HZ,
     Clip,
@@ -33,56 +35,24 @@ from audio_assets.speech.engine import (
 )
 from audio_assets.speech.judge import compression_ratio
 from audio_assets.speech.languages import code_of
+from audio_assets.speech.ledger import Account, Request
+from audio_assets.speech.pace import Pace
+from audio_assets.speech.transcribe import clip_result
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-ENGINE_VERSION = 1
+ENGINE_VERSION = 2
 """Raised whenever requests or the reading of answers change the text."""
-
-MAX_REQUEST_BYTES = 26_214_400
-"""OpenAI's limit on a whole request: 25 MiB."""
 
 _FORM_BYTES = 65_536
 """Room for everything in a request that is not audio."""
 
+_SHORTEST_S = 2.0
+"""A refusal of less than this is not about its size."""
+
 _QUOTE = 200
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Capabilities:
-    """What one model's endpoint takes and gives."""
-
-    response_format: str
-    segments: bool
-    words: bool
-    max_s: float
-    price_usd_per_minute: float | None
-    language: bool = True
-    prompt: bool = True
-    max_bytes: int = MAX_REQUEST_BYTES
-    chunking: str | None = None
-    retires: str | None = None
-
-
-_RETIRES = "2027-02-26"
-
-CAPABILITIES: dict[str, Capabilities] = {
-    # whisper-1 windows long audio itself; ten minutes keep a lost request cheap.
-    "whisper-1": Capabilities("verbose_json", True, True, 600.0, 0.006, retires=_RETIRES),
-    # Ten minutes of dense speech can pass these models' 2,000 output tokens and end the text early.
-    "gpt-4o-transcribe": Capabilities("json", False, False, 300.0, 0.006, retires=_RETIRES),
-    "gpt-4o-mini-transcribe": Capabilities("json", False, False, 300.0, 0.003, retires=_RETIRES),
-    "gpt-4o-transcribe-diarize": Capabilities(
-        "json", False, False, 300.0, 0.006, prompt=False, chunking="auto", retires=_RETIRES
-    ),
-    "gpt-transcribe": Capabilities("json", False, False, 300.0, 0.0045),
-}
-"""By model name. Prices and limits are OpenAI's published ones of November 2026."""
-
-COMPATIBLE = Capabilities("verbose_json", True, False, 600.0, None)
-"""Any other model: compatible servers run Whisper and answer like whisper-1. Their price is unknown."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +64,15 @@ class OpenAIOptions:
     base_url: str | None = None
     language: str | None = None
     prompt: str | None = None
+    keywords: tuple[str, ...] = ()
     word_timestamps: bool = False
+    audio_format: str | None = None
+    """``opus`` or ``flac``; None for the first that the model's endpoint takes."""
+    price_usd_per_minute: float | None = None
+    """What the endpoint charges, where it is not OpenAI's price."""
     workers: int = 8
+    requests_per_minute: float | None = None
+    audio_s_per_minute: float | None = None
     attempts: int = 5
     deadline_s: float = 120.0
     """On top of this, a request may take as long as its audio lasts."""
@@ -106,23 +83,121 @@ class OpenAIOptions:
 
 
 class _TransientError(Exception):
-    """Worth another attempt, ``after_s`` seconds from now if the server said so."""
+    """Worth another attempt, ``after_s`` seconds from now if the server said so.
 
-    def __init__(self, reason: str, after_s: float | None = None, *, limited: bool = False):
+    ``limited``: it was a rate limit. ``unreached``: no connection could be made. ``unanswered``: the server may have
+    done the work, and billed it.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        after_s: float | None = None,
+        *,
+        limited: bool = False,
+        unreached: bool = False,
+        unanswered: bool = False,
+    ):
         super().__init__(reason)
         self.after_s = after_s
         self.limited = limited
+        self.unreached = unreached
+        self.unanswered = unanswered
 
 
 class _TooLargeError(Exception):
-    """The endpoint refuses the size of the request."""
+    """The endpoint refuses the size of the request, or ended its text before the audio did."""
+
+
+class Pieces(Protocol):
+    """Where the results of parts of a window survive a kill."""
+
+    def get(self, sha256: str) -> dict[str, dict[str, Any]]:
+        """What is stored of a recording, by name of the window."""
+        ...
+
+    def put(self, sha256: str, window: str, entry: dict[str, Any]) -> None:
+        """Store the result of one piece; it is on disk when this returns."""
+        ...
+
+
+class CachedPieces:
+    """Pieces beside the windows of the transcript cache: they go when the finished transcript comes."""
+
+    def __init__(self, cache: TranscriptCache, fingerprint: str):
+        self._cache = cache
+        self._fingerprint = fingerprint
+
+    def get(self, sha256: str) -> dict[str, dict[str, Any]]:
+        """What is stored of a recording, by name of the window."""
+        return self._cache.get_windows(sha256, self._fingerprint) if sha256 else {}
+
+    def put(self, sha256: str, window: str, entry: dict[str, Any]) -> None:
+        """Store the result of one piece."""
+        if sha256:
+            self._cache.put_window(sha256, self._fingerprint, window, entry)
+
+
+class _Link:
+    """What every run on one endpoint shares: the connections, the pace, and what was learned of the server."""
+
+    def __init__(self, options: OpenAIOptions, max_bytes: int):
+        self.pace = Pace(options.workers, options.requests_per_minute, options.audio_s_per_minute)
+        self.max_bytes = max_bytes
+        self.answered = False
+        self._options = options
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._client: AsyncOpenAI | None = None
+
+    @property
+    def client(self) -> AsyncOpenAI:
+        assert self._client is not None  # noqa: S101 - made before anything runs in the loop
+        return self._client
+
+    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        with self._lock:
+            if self._loop is None:
+                import httpx2
+                from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
+                # A fresh connection for each request: on one that is used again, an answer delivered twice would be
+                # taken for the answer to the next request, and one that the server has dropped costs an attempt.
+                limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
+                self._client = AsyncOpenAI(
+                    api_key=self._options.api_key or "none",
+                    base_url=self._options.base_url,
+                    max_retries=0,
+                    http_client=DefaultAsyncHttpxClient(limits=limits, event_hooks={"request": [_in_one_piece]}),
+                )
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, name="openai-requests", daemon=True).start()
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def call_soon(self, work: Any) -> None:
+        with self._lock:
+            if self._loop is not None and not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(work)
+
+    def close(self) -> None:
+        with self._lock:
+            loop, client = self._loop, self._client
+            if loop is None or client is None or loop.is_closed():
+                return
+            asyncio.run_coroutine_threadsafe(client.close(), loop).result(10)
+            loop.call_soon_threadsafe(loop.stop)
+            while loop.is_running():
+                time.sleep(0.01)
+            loop.close()
 
 
 class OpenAIEngine:
-    """Sends each clip as FLAC, several at once, and checks what comes back.
+    """Sends each clip compressed, several at once, and checks what comes back.
+
+    An engine made by the constructor has no budget and keeps no book; `billed_to` gives one that has.
 
     Raises:
-        SettingsError: there is no key for OpenAI's own endpoint.
+        SettingsError: there is no key for OpenAI's own endpoint, or the endpoint or format is not one.
     """
 
     name = "openai"
@@ -133,19 +208,27 @@ class OpenAIEngine:
                 "OPENAI_API_KEY is not set: the openai engine needs it. Set it in the environment or in .env, "
                 "or use WHISPER_ENGINE=local"
             )
+        if options.base_url and (urlsplit(options.base_url).scheme not in ("http", "https") or not _host(options)):
+            raise SettingsError(f"OPENAI_BASE_URL {options.base_url!r} is not an http(s) address; correct or unset it")
+        able = capabilities.of(options.model)
+        if options.price_usd_per_minute is not None:
+            able = replace(able, price_usd_per_minute=options.price_usd_per_minute, tokens=None)
+        form = options.audio_format or able.formats[0]
+        if form not in capabilities.AUDIO_FORMATS:
+            raise SettingsError(f"audio_format {form!r} is unknown; use {' or '.join(capabilities.AUDIO_FORMATS)}")
         self.options = options
         self.model = options.model
         self.language = options.language
-        self.capabilities = CAPABILITIES.get(options.model, COMPATIBLE)
+        self.capabilities = able
         self.parallelism = options.workers
         self.batch_size = 1
         # Requests are billed by length: silence of more than two seconds is not sent.
-        self.plan = WindowPlan(self.capabilities.max_s, cut_silence_s=2.0, split_channels=options.split_channels)
-        self._doom: SettingsError | None = None
-        self._not_before = 0.0
-        self._start_lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._client: AsyncOpenAI | None = None
+        self.plan = WindowPlan(able.max_s, cut_silence_s=2.0, split_channels=options.split_channels)
+        self._format = form
+        self._link = _Link(options, able.max_bytes)
+        self._account = Account()
+        self._pieces: Pieces | None = None
+        self._halt = asyncio.Event()
 
     def fingerprint(self) -> str:
         """SHA-256 of endpoint, model, options that shape the text, and version."""
@@ -156,90 +239,211 @@ class OpenAIEngine:
                 "version": ENGINE_VERSION,
                 "endpoint": (o.base_url or "").rstrip("/"),
                 "model": o.model,
-                "language": o.language,
-                "prompt": o.prompt,
+                "format": self._format,
+                "language": o.language if self.capabilities.language else None,
+                "prompt": o.prompt if self.capabilities.prompt else None,
+                "keywords": o.keywords if self.capabilities.keywords else (),
                 "words": o.word_timestamps and self.capabilities.words,
             }
         )
+
+    def billed_to(self, account: Account, pieces: Pieces | None = None) -> OpenAIEngine:
+        """The same engine, on the same connections, that spends from ``account`` and stores parts of windows.
+
+        Raises:
+            SettingsError: the account has a cap and the price of the model is unknown.
+        """
+        if account.cap_usd is not None and self.capabilities.price_usd_per_minute is None:
+            raise SettingsError(
+                f"--max-cost needs a price, and that of {self.model} at {self._where} is unknown; "
+                "set OPENAI_PRICE_USD_PER_MINUTE (0 for a server of your own)"
+            )
+        engine = copy.copy(self)
+        engine._account, engine._pieces, engine._halt = account, pieces, asyncio.Event()
+        return engine
+
+    def halt(self) -> None:
+        """Send nothing more. What is under way is paid for, and its answers are still taken."""
+        self._account.stopped = True
+
+        def wake() -> None:
+            self._halt.set()
+            self._link.pace.wake()
+
+        self._link.call_soon(wake)
 
     def transcribe(self, clips: Sequence[Clip]) -> Iterator[ClipResult | FileError]:
         """One outcome per clip, in order."""
         for clip in clips:
             try:
-                yield self._run(self._clip(clip.samples))
+                yield self._clip(clip, 0, len(clip.samples))
             except FileError as error:
                 yield error
 
-    # -- one clip
+    def announced_shutdown(self) -> date | None:
+        """The day of shutdown that the endpoint itself announces for the model; None if it names none."""
+        import openai
 
-    async def _clip(self, samples: Samples) -> ClipResult:
-        audio = encode_flac(samples)
-        if len(audio) + _FORM_BYTES <= self.capabilities.max_bytes:
+        async def ask() -> Any:
+            return await self._link.client.models.retrieve(self.model, timeout=10)
+
+        try:
+            answer = self._link.run(ask())
+            return date.fromisoformat(str(answer.shutdown_date)[:10])
+        except (openai.OpenAIError, ValueError, AttributeError):
+            return None
+
+    def close(self) -> None:
+        """Close the connections. The engine cannot be used afterwards."""
+        self._link.close()
+
+    # -- one clip, in the caller's thread
+
+    def _clip(self, clip: Clip, start: int, end: int) -> ClipResult:
+        """Transcribe the samples from ``start`` to ``end``, in pieces where they are too large as a whole."""
+        whole = start == 0 and end == len(clip.samples)
+        offset = round(clip.start_s * SAMPLE_RATE_HZ)
+        name = clip.window or f"{offset}-{offset + len(clip.samples)}"
+        name += "" if whole else f"@{start}-{end}"
+        stored = (self._pieces.get(clip.sha256) if self._pieces else {}).get(name, {})
+        cut = stored.get("cut_at")
+        if not isinstance(cut, int):
+            result = clip_result(stored) if stored and not whole else None
+            if result is not None:
+                return result
             try:
-                return await self._request(audio, len(samples) / SAMPLE_RATE_HZ)
+                audio = compress(clip.samples[start:end], self._format)
+                if len(audio.data) + _FORM_BYTES > self._link.max_bytes:
+                    raise _TooLargeError(f"{len(audio.data)} bytes")
+                request = Request(clip.id, clip.sha256, name, (end - start) / SAMPLE_RATE_HZ, self.model, self._where)
+                result = self._link.run(self._request(audio, request))
+                if self._pieces and not whole:
+                    self._pieces.put(clip.sha256, name, asdict(result))
+                return result
             except _TooLargeError as error:
-                if len(samples) < 2 * SAMPLE_RATE_HZ:
-                    raise FileFailed(
-                        f"{self._where} refuses even two seconds of audio as too large: {error}"
-                    ) from error
-        cut = quietest(samples)
-        parts = [(0.0, await self._clip(samples[:cut])), (cut / SAMPLE_RATE_HZ, await self._clip(samples[cut:]))]
-        costs = [p.cost_usd for _, p in parts]
+                if end - start < _SHORTEST_S * SAMPLE_RATE_HZ:
+                    raise FileFailed(f"{self._where} refuses even {_SHORTEST_S:.0f} s of audio: {error}") from error
+            cut = quietest(clip.samples[start:end])
+            if self._pieces:
+                # The next run does not ask again for what was refused.
+                self._pieces.put(clip.sha256, name, {"cut_at": cut})
+        first = self._clip(clip, start, start + cut)
+        second = self._clip(clip, start + cut, end)
+        costs = [first.cost_usd, second.cost_usd]
         return ClipResult(
-            tuple(s.shifted(offset_s) for offset_s, p in parts for s in p.segments),
-            parts[0][1].language,
-            parts[0][1].language_probability,
-            None if any(c is None for c in costs) else sum(c or 0.0 for c in costs),
+            first.segments + tuple(s.shifted(cut / SAMPLE_RATE_HZ) for s in second.segments),
+            first.language,
+            first.language_probability,
+            None if None in costs else sum(c or 0.0 for c in costs),
         )
 
-    async def _request(self, audio: bytes, duration_s: float) -> ClipResult:
+    # -- one request, in the event loop
+
+    async def _request(self, audio: Compressed, request: Request) -> ClipResult:
         from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
         from tenacity.wait import wait_exponential, wait_random
 
         first_s = self.options.first_backoff_s
         backoff = wait_exponential(multiplier=first_s, max=30.0) + wait_random(0, first_s)
+        began = time.monotonic()
 
         def wait(state: RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
             asked_s = error.after_s if isinstance(error, _TransientError) else None
-            return backoff(state) if asked_s is None else asked_s
+            return backoff(state) if asked_s is None else asked_s + first_s * float(np.random.random())
 
+        status, reason = "interrupted", None
         try:
             async for attempt in AsyncRetrying(
                 retry=retry_if_exception_type(_TransientError),
                 stop=stop_after_attempt(self.options.attempts),
                 wait=wait,
+                sleep=self._sleep,
                 reraise=True,
             ):
                 with attempt:
-                    return await self._attempt(audio, duration_s)
+                    result = await self._attempt(audio, request)
+                    status = "ok"
+                    return result
+            raise FileFailed(f"{self._where}: no attempt was made; set attempts to at least 1")
         except _TransientError as error:
-            reason = f"{self._where}: {error}; gave up after {self.options.attempts} attempts; the next run tries again"
-            raise (FileDeferred(reason) if error.limited else FileFailed(reason)) from error
-        raise FileFailed(f"{self._where}: no attempt was made; set attempts to at least 1")
+            status, reason = "deferred" if error.limited else "failed", str(error)
+            if error.unreached and not self._link.answered:
+                raise self._unreachable(reason) from error
+            text = f"{self._where}: {error}; gave up after {self.options.attempts} attempts; the next run tries again"
+            raise (FileDeferred(text) if error.limited else FileFailed(text)) from error
+        except _TooLargeError as error:
+            status, reason = "cut", str(error)
+            raise
+        except (FileError, SettingsError) as error:
+            status = error.status if isinstance(error, FileError) else "failed"
+            reason = str(error)
+            raise
+        finally:
+            if request.attempts:
+                self._account.end(request, status, reason, time.monotonic() - began)
 
-    async def _attempt(self, audio: bytes, duration_s: float) -> ClipResult:
+    async def _attempt(self, audio: Compressed, request: Request) -> ClipResult:
+        """Send the request once, within the budget and at the endpoint's pace."""
+        account, pace = self._account, self._link.pace
+        at_risk_usd = self.capabilities.most_usd(request.seconds) or 0.0
+        self._check(0.0)
+        await account.reserve(at_risk_usd)
+        try:
+            started = await pace.enter(request.seconds, self._check)
+            account.begin(request, at_risk_usd)
+            try:
+                return await self._exchange(audio, request, started)
+            except asyncio.CancelledError:
+                account.lose(request, at_risk_usd)
+                raise
+            except _TransientError as error:
+                if error.unanswered:
+                    account.lose(request, at_risk_usd)
+                raise
+            finally:
+                pace.leave()
+        finally:
+            account.release(at_risk_usd)
+
+    async def _exchange(self, audio: Compressed, request: Request, started: float) -> ClipResult:
         import openai
 
-        await self._turn()
-        deadline_s = self.options.deadline_s + duration_s
+        deadline_s = self.options.deadline_s + request.seconds
         try:
             # The SDK's timeout is per read: a byte now and then outlives it. This one is for the whole answer.
             response = await asyncio.wait_for(self._post(audio, deadline_s), deadline_s)
         except (asyncio.TimeoutError, openai.APITimeoutError):
-            raise _TransientError(f"no answer within {deadline_s:.0f} s") from None
+            raise _TransientError(f"no answer within {deadline_s:.0f} s", unanswered=True) from None
         except openai.APIConnectionError as error:
-            raise _TransientError(f"connection lost ({_short(error.__cause__ or error)})") from error
+            cause = error.__cause__ or error
+            unreached = type(cause).__name__ in ("ConnectError", "ConnectTimeout")
+            raise _TransientError(
+                f"connection {'refused' if unreached else 'lost'} ({_short(cause)})",
+                unreached=unreached,
+                unanswered=not unreached,
+            ) from error
         except openai.APIStatusError as error:
-            raise self._status_error(error) from error
+            self._link.answered = True
+            raise self._status_error(error, audio, started) from error
         except openai.OpenAIError as error:
-            raise _TransientError(f"unusable answer ({_short(error)})") from error
-        return self._read(response.content, response.headers.get("content-type", ""), duration_s)
+            raise _TransientError(f"unusable answer ({_short(error)})", unanswered=True) from error
+        self._link.answered = True
+        self._link.pace.accepted(started, response.headers)
+        request.request_id = response.headers.get("x-request-id") or request.request_id
+        answer = self._checked(response.content, response.headers.get("content-type", ""))
+        result = self._read(answer, request.seconds, response.content)
+        self._account.pay(request, result.cost_usd)
+        most = self.capabilities.max_output_tokens
+        written = _usage(answer).get("output_tokens")
+        if most is not None and isinstance(written, int) and written >= most:
+            raise _TooLargeError(f"the text ends at the model's limit of {most} tokens")
+        return result
 
-    async def _post(self, audio: bytes, deadline_s: float) -> Any:
+    async def _post(self, audio: Compressed, deadline_s: float) -> Any:
         able, options = self.capabilities, self.options
         fields: dict[str, Any] = {
-            "file": ("clip.flac", audio, "audio/flac"),
+            "file": (audio.name, audio.data, audio.media_type),
             "model": self.model,
             "response_format": able.response_format,
         }
@@ -247,27 +451,35 @@ class OpenAIEngine:
             fields["language"] = options.language
         if able.prompt and options.prompt:
             fields["prompt"] = options.prompt
+        if able.keywords and options.keywords:
+            fields["keywords"] = list(options.keywords)
         if able.chunking:
             fields["chunking_strategy"] = able.chunking
+        if able.logprobs:
+            fields["include"] = ["logprobs"]
         if able.words and options.word_timestamps:
             fields["timestamp_granularities"] = ["segment", "word"]
-        assert self._client is not None  # noqa: S101 - set before the loop runs anything
-        raw = await self._client.audio.transcriptions.with_raw_response.create(**fields, timeout=deadline_s)
+        raw = await self._link.client.audio.transcriptions.with_raw_response.create(**fields, timeout=deadline_s)
         return raw.http_response
 
-    async def _turn(self) -> None:
-        """Wait until the server takes requests again; never send one that cannot succeed."""
-        if self._doom is not None:
-            raise self._doom
-        wait_s = self._not_before - time.monotonic()
+    def _check(self, wait_s: float) -> None:
+        """Never send a request that cannot succeed; ``wait_s`` is how long the server asks to wait."""
+        if self._account.doom is not None:
+            raise self._account.doom
+        if self._account.stopped:
+            raise FileDeferred("the run ended before this was sent; the next run tries again")
         if wait_s > self.options.longest_wait_s:
             raise FileDeferred(f"{self._where} asks to wait {wait_s:.0f} s; the next run tries again")
-        if wait_s > 0:
-            await asyncio.sleep(wait_s)
-        if self._doom is not None:
-            raise self._doom
 
-    def _status_error(self, error: Any) -> Exception:
+    async def _sleep(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._halt.wait(), seconds)
+        except asyncio.TimeoutError:
+            return
+
+    def _status_error(self, error: Any, audio: Compressed, started: float) -> Exception:
+        from audio_assets.speech.pace import retry_after_s
+
         status = int(error.status_code)
         code = str(getattr(error, "code", None) or "")
         reason = f"answers {status}: {_short(error)}"
@@ -280,91 +492,94 @@ class OpenAIEngine:
         if code == "insufficient_quota" or "insufficient_quota" in str(error):
             return self._dooms(f"OPENAI_API_KEY has no credit left: {self._where} {reason}; add credit, then run again")
         about_model = code == "model_not_found" or "model" in str(getattr(error, "param", None) or "")
-        if status == 404 or (status == 400 and about_model):
+        if status in (404, 405) or (status == 400 and about_model):
             return self._dooms(
                 f"WHISPER_MODEL {self.model!r} or OPENAI_BASE_URL is wrong: {self._where} {reason}; correct the setting"
             )
         if status == 413:
+            self._link.max_bytes = min(self._link.max_bytes, max(_FORM_BYTES, len(audio.data)) + _FORM_BYTES - 1)
             return _TooLargeError(reason)
         if status == 429:
+            after_s = self._link.pace.limited(started, error.response.headers, self.options.first_backoff_s)
+        elif status in (408, 409) or status >= 500:
             after_s = retry_after_s(error.response.headers)
-            if after_s is not None:
-                self._not_before = max(self._not_before, time.monotonic() + after_s)
-                if after_s > self.options.longest_wait_s:
-                    return FileDeferred(f"{self._where} asks to wait {after_s:.0f} s; the next run tries again")
-            return _TransientError(reason, after_s, limited=True)
-        if status in (408, 409) or status >= 500:
-            after_s = retry_after_s(error.response.headers)
-            if after_s is not None and after_s > self.options.longest_wait_s:
-                return FileDeferred(f"{self._where} asks to wait {after_s:.0f} s; the next run tries again")
-            return _TransientError(reason, after_s)
-        return FileFailed(f"{self._where} {reason}; check that the recording plays")
+        else:
+            return FileFailed(f"{self._where} {reason}; check that the recording plays")
+        if after_s is not None and after_s > self.options.longest_wait_s:
+            return FileDeferred(f"{self._where} asks to wait {after_s:.0f} s; the next run tries again")
+        return _TransientError(reason, after_s, limited=status == 429)
+
+    def _unreachable(self, reason: str) -> SettingsError:
+        if self.options.base_url:
+            return self._dooms(
+                f"OPENAI_BASE_URL {self.options.base_url} cannot be reached: {reason}; correct it or start the server"
+            )
+        return self._dooms(f"{self._where} cannot be reached: {reason}; check the network, or set OPENAI_BASE_URL")
 
     def _dooms(self, message: str) -> SettingsError:
-        self._doom = SettingsError(message)
-        return self._doom
+        self._account.doom = SettingsError(message)
+        self._link.pace.wake()
+        return self._account.doom
 
-    def _read(self, body: bytes, content_type: str, duration_s: float) -> ClipResult:
-        """Check an answer of status 200 and turn it into a result."""
+    def _checked(self, body: bytes, content_type: str) -> dict[str, Any]:
+        """The answer of status 200 as an object with a text.
+
+        Raises:
+            _TransientError: it is none. The work may have been done, and billed.
+        """
         try:
             answer = json.loads(body)
         except ValueError:
             kind = content_type.split(";")[0] or "no content type"
-            raise _TransientError(f"answers 200 with {kind} that is not JSON: {_quote(body)}") from None
+            raise _TransientError(
+                f"answers 200 with {kind} that is not JSON: {_quote(body)}", unanswered=True
+            ) from None
         if not isinstance(answer, dict) or not isinstance(answer.get("text"), str):
-            raise _TransientError(f"answers 200 without a text: {_quote(body)}")
+            raise _TransientError(f"answers 200 without a text: {_quote(body)}", unanswered=True)
+        return answer
+
+    def _read(self, answer: dict[str, Any], duration_s: float, body: bytes) -> ClipResult:
+        """Turn an answer into a result."""
         text: str = answer["text"].strip()
         segments = _segments(answer, duration_s) if self.capabilities.segments else None
         if segments is None:
             if self.capabilities.segments and answer.get("segments"):
-                raise _TransientError(f"answers 200 with segments that cannot be read: {_quote(body)}")
+                raise _TransientError(f"answers 200 with segments that cannot be read: {_quote(body)}", unanswered=True)
             ratio = compression_ratio(text)
-            segments = [Segment(0.0, duration_s, text, None, None, ratio)] if text else []
-        language = answer.get("language")
+            segments = [Segment(0.0, duration_s, text, _mean_logprob(answer), None, ratio)] if text else []
         return ClipResult(
-            tuple(segments),
-            (code_of(language) if isinstance(language, str) else None) or self.options.language,
-            None,
-            self._cost_usd(answer, duration_s),
+            tuple(segments), _language(answer) or self.options.language, None, self._cost_usd(answer, duration_s)
         )
 
     def _cost_usd(self, answer: dict[str, Any], duration_s: float) -> float | None:
-        price = self.capabilities.price_usd_per_minute
-        if price is None:
+        """What the answer's ``usage`` costs; the length of the audio stands in for a usage that is not given."""
+        able, usage = self.capabilities, _usage(answer)
+        if able.price_usd_per_minute is None:
             return None
-        usage = answer.get("usage")
-        seconds = usage.get("seconds") if isinstance(usage, dict) and usage.get("type") == "duration" else None
-        return price * (float(seconds) if isinstance(seconds, int | float) else duration_s) / 60
-
-    # -- the event loop that the SDK's client lives in
-
-    def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
-        with self._start_lock:
-            if self._loop is None:
-                from openai import AsyncOpenAI
-
-                self._client = AsyncOpenAI(
-                    api_key=self.options.api_key or "none", base_url=self.options.base_url, max_retries=0
-                )
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="openai-requests", daemon=True).start()
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
-    def close(self) -> None:
-        """Close the connections. The engine cannot be used afterwards."""
-        with self._start_lock:
-            loop, client = self._loop, self._client
-            if loop is None or client is None or loop.is_closed():
-                return
-            asyncio.run_coroutine_threadsafe(client.close(), loop).result(10)
-            loop.call_soon_threadsafe(loop.stop)
-            while loop.is_running():
-                time.sleep(0.01)
-            loop.close()
+        if usage.get("type") == "tokens" and able.tokens is not None:
+            details = usage.get("input_token_details")
+            details = details if isinstance(details, dict) else {}
+            text = _number(details.get("text_tokens")) or 0.0
+            audio = _number(details.get("audio_tokens"))
+            given, written = _number(usage.get("input_tokens")), _number(usage.get("output_tokens"))
+            if written is not None and (audio is not None or given is not None):
+                heard = audio if audio is not None else (given or 0.0) - text
+                return heard * able.tokens.audio_usd + text * able.tokens.text_usd + written * able.tokens.output_usd
+        seconds = _number(usage.get("seconds")) if usage.get("type") == "duration" else None
+        return able.price_usd_per_minute * (duration_s if seconds is None else seconds) / 60
 
     @property
     def _where(self) -> str:
-        return urlsplit(self.options.base_url).netloc if self.options.base_url else "api.openai.com"
+        return _host(self.options) or "api.openai.com"
+
+
+async def _in_one_piece(request: Any) -> None:
+    """Join a form before it is sent: field by field it takes a dozen writes, which cost more than all the rest."""
+    await request.aread()
+
+
+def _host(options: OpenAIOptions) -> str:
+    return urlsplit(options.base_url).netloc.rpartition("@")[2] if options.base_url else ""
 
 
 def quietest(samples: Samples) -> int:
@@ -375,24 +590,6 @@ def quietest(samples: Samples) -> int:
     if not len(frames):
         return len(samples) // 2
     return low + int(np.argmin(np.square(frames, dtype=np.float64).sum(axis=1))) * step + step // 2
-
-
-def retry_after_s(headers: Any) -> float | None:
-    """Seconds that ``Retry-After`` asks for, given as a number or as an HTTP date; None without a usable header."""
-    value = str(headers.get("retry-after") or "").strip()
-    if not value:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        when = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    if when.tzinfo is None:
-        when = when.replace(tzinfo=timezone.utc)
-    return max(0.0, (when - datetime.now(timezone.utc)).total_seconds())
 
 
 def _segments(answer: dict[str, Any], duration_s: float) -> list[Segment] | None:
@@ -425,6 +622,27 @@ def _segments(answer: dict[str, Any], duration_s: float) -> list[Segment] | None
     # The text is what was paid for: segments that leave a part of it out are not to be trusted.
     kept = "".join("".join(s.text.split()) for s in segments)
     return segments if len(kept) >= 0.9 * len("".join(str(answer["text"]).split())) else None
+
+
+def _usage(answer: dict[str, Any]) -> dict[str, Any]:
+    usage = answer.get("usage")
+    return usage if isinstance(usage, dict) else {}
+
+
+def _language(answer: dict[str, Any]) -> str | None:
+    found = answer.get("language")
+    several = answer.get("languages")
+    if not isinstance(found, str) and isinstance(several, list) and several and isinstance(several[0], dict):
+        found = several[0].get("code")
+    return code_of(found) if isinstance(found, str) else None
+
+
+def _mean_logprob(answer: dict[str, Any]) -> float | None:
+    found = answer.get("logprobs")
+    if not isinstance(found, list):
+        return None
+    values = [v for v in (_number(e.get("logprob")) for e in found if isinstance(e, dict)) if v is not None]
+    return float(np.mean(values)) if values else None
 
 
 def _words(found: Any) -> list[Word] | None:

@@ -56,7 +56,8 @@ class TranscribeOptions:
     ``batch_size`` caps the windows of one engine call (None: what the engine likes best), ``max_workers`` the calls at
     once. With ``use_cache`` False nothing is read from the cache; results are stored all the same. ``fresh_ids`` are
     transcribed anew whatever the cache holds. ``readers`` are the threads that decode; ``ahead_s`` is how many seconds
-    of audio may wait for the model. ``timings`` collects the seconds spent decoding, finding speech and waiting.
+    of audio may wait for the model. ``on_stop`` is called when the run ends, finished or not, before waiting for calls
+    under way. ``timings`` collects the seconds spent decoding, finding speech and waiting.
     """
 
     batch_size: int | None = None
@@ -66,6 +67,7 @@ class TranscribeOptions:
     limits: Limits = field(default_factory=Limits)
     readers: int | None = None
     ahead_s: float = 600.0
+    on_stop: Callable[[], None] = lambda: None
     timings: Timings = field(default_factory=Timings)
 
 
@@ -286,6 +288,7 @@ class _Run:
     def stop(self) -> None:
         self._stopped.set()
         self._pool.close()
+        self._options.on_stop()
         for thread in self._threads:
             thread.join()
 
@@ -369,7 +372,7 @@ class _Run:
     ) -> bool:
         name = f"{window.start}-{window.end}" + ("" if channel is None else f"/{channel}")
         stored = known.get(name)
-        result = _clip_result(stored) if stored is not None else None
+        result = clip_result(stored) if stored is not None else None
         with job.lock:
             job.offsets_s[index] = window.start_s
             job.channels[index] = channel
@@ -383,7 +386,7 @@ class _Run:
         speech = tuple(
             ((a - window.start) / SAMPLE_RATE_HZ, (b - window.start) / SAMPLE_RATE_HZ) for a, b in window.speech
         )
-        clip = Clip(job.file.id, window.samples, window.start_s, job.language, speech)
+        clip = Clip(job.file.id, window.samples, window.start_s, job.language, speech, job.file.sha256, name)
         return self._pool.put(_Task(job, index, name, clip))
 
     # -- workers
@@ -547,7 +550,8 @@ def _from_cache(entry: dict[str, Any], file: AudioFile, engine: Engine, fingerpr
         return None
 
 
-def _clip_result(entry: dict[str, Any]) -> ClipResult | None:
+def clip_result(entry: dict[str, Any]) -> ClipResult | None:
+    """A stored window as the engine's result, or None if it is not of that shape."""
     try:
         return ClipResult(
             tuple(_segment(s) for s in entry["segments"]),

@@ -1,0 +1,51 @@
+"""`transcription_ledger`: every request that was sent to a transcription API for recordings of the prefix."""
+
+import time
+
+import dagster as dg
+import pyarrow as pa
+
+from audio_assets import schemas
+from audio_assets.assets.common import OWNERS, WAREHOUSE, preview, readable_errors, table_metadata
+from audio_assets.assets.transcripts import transcripts
+from audio_assets.partitions import prefix_for, prefix_partitions
+from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
+from audio_assets.resources.home import HomeResource
+from audio_assets.speech.ledger import prune_journal, read_journal
+
+
+@dg.asset(
+    partitions_def=prefix_partitions,
+    deps=[transcripts],
+    group_name="speech",
+    owners=OWNERS,
+    kinds={"openai", "duckdb", "parquet"},
+    metadata=table_metadata(schemas.TRANSCRIPTION_LEDGER),
+    io_manager_key=WAREHOUSE,
+    description=schemas.TRANSCRIPTION_LEDGER.description
+    + " Requests of runs that were killed are in it, with what they may have cost.",
+)
+def transcription_ledger(
+    context: dg.AssetExecutionContext,
+    home: HomeResource,
+    warehouse: dg.ResourceParam[PartitionedDuckDBIOManager],
+) -> dg.MaterializeResult[pa.Table]:
+    """Bring what is on record together with what the journals hold."""
+    prefix, root = prefix_for(context.partition_key), home.paths().ledger
+    with readable_errors():
+        recorded = warehouse.store().read(schemas.TRANSCRIPTION_LEDGER, [context.partition_key]).to_pylist()
+        prune_journal(root, prefix, recorded, time.time())
+        rows = {row["request"]: row for row in recorded} | read_journal(root, prefix)
+        ordered = sorted(rows.values(), key=lambda row: (row["started_at"], row["request"]))
+        table = schemas.TRANSCRIPTION_LEDGER.from_rows(ordered)
+    mine = [row for row in ordered if row["run"] == context.run.run_id]
+    return dg.MaterializeResult(
+        value=table,
+        metadata={
+            "requests": len(mine),
+            "cost_usd": round(sum(row["cost_usd"] or 0.0 for row in mine), 9),
+            "uncertain_usd": round(sum(row["uncertain_usd"] for row in mine), 9),
+            "cost_usd_ever": round(sum(row["cost_usd"] or 0.0 for row in ordered), 9),
+            "preview": preview(table, ["id", "seconds", "attempts", "cost_usd", "uncertain_usd", "status", "error"]),
+        },
+    )
