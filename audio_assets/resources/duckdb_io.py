@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from dagster import ConfigurableIOManager, InputContext, MetadataValue, OutputContext
 from pydantic import Field
 
@@ -120,6 +119,8 @@ def _warn(context: InputContext, bad: Unreadable) -> None:
 
 def _split(table: schemas.Table, data: pa.Table, keys: Sequence[str]) -> dict[str, pa.Table]:
     """The rows of each partition of a run over several, by their ``prefix``."""
+    import pyarrow.compute as pc
+
     prefixes = {prefix_for(key): key for key in keys}
     strange = [p for p in data.column("prefix").unique().to_pylist() if p not in prefixes]
     if strange:

@@ -112,7 +112,7 @@ def repeats(text: str) -> bool:
 
 
 def echoes(text: str) -> bool:
-    """Whether a phrase of a few words is said twice in a row: people rarely do, Whisper does when its window is short."""
+    """Whether a phrase of a few words is said twice in a row, as Whisper does when its window is short."""
     words = words_of(text)
     return any(
         words[i - size : i] == words[i : i + size]

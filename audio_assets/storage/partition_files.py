@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import re
 import secrets
@@ -43,6 +44,9 @@ _DICTIONARY_ROWS = 500
 
 _PARALLEL_ROWS = 5_000
 """Below this, handing columns to several threads costs more than decoding them."""
+
+_SCHEMAS: dict[str, tuple[schemas.Table, pa.Schema, bytes]] = {}
+"""Table, Arrow schema and version by name: making them anew takes as long as opening a small file."""
 
 _SUFFIX = ".parquet"
 _WHOLE = "all" + _SUFFIX
@@ -373,6 +377,7 @@ class PartitionStore:
             yield from pool.map(function, items)
 
 
+@functools.lru_cache(maxsize=2**16)
 def file_name_for(partition: str | None) -> str:
     """The file name of a partition key: readable, plain ASCII, different for different keys even where the file system
     ignores case.
@@ -540,14 +545,25 @@ def _check_belongs(file: pq.ParquetFile, table: schemas.Table, partition: str | 
 
 def _read(file: pq.ParquetFile, shape: schemas.Table) -> pa.Table:
     """The columns of ``shape`` from an open file, which may be older than the schema."""
-    names = file.schema_arrow.names
-    wanted = [name for name in shape.column_names if name in names]
-    columns = None if len(wanted) == len(names) else wanted
-    data = file.read(columns=columns, use_threads=file.metadata.num_rows >= _PARALLEL_ROWS)
-    schema = shape.schema
+    parallel = file.metadata.num_rows >= _PARALLEL_ROWS
+    schema, version = _schema(shape)
+    if (file.metadata.metadata or {}).get(SCHEMA_KEY) == version:
+        # Written under this very schema, and checked against it then.
+        data = file.read(use_threads=parallel)
+    else:
+        names = file.schema_arrow.names
+        data = file.read(columns=[name for name in shape.column_names if name in names], use_threads=parallel)
     if data.schema.equals(schema):
         return pa.Table.from_arrays(data.columns, schema=schema)
     return adapt(data, shape)
+
+
+def _schema(table: schemas.Table) -> tuple[pa.Schema, bytes]:
+    """Arrow schema and version of ``table``."""
+    known = _SCHEMAS.get(table.name)
+    if known is None or known[0] is not table:
+        known = _SCHEMAS[table.name] = (table, table.schema, schema_version(table).encode())
+    return known[1:]
 
 
 def adapt(data: pa.Table, shape: schemas.Table) -> pa.Table:

@@ -67,7 +67,7 @@ _TOKEN_ROWS = f"""
 """One row per word. Kept as a table: counting words in it is five times faster than unfolding the lists each time, for
 a third more space."""
 
-_BATCH_FILES = 256
+_BATCH_FILES = 1_000
 _BATCH_BYTES = 16 * 2**20
 """Small files are loaded together up to these limits; a larger file is streamed on its own, in bounded memory."""
 
