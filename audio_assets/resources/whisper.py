@@ -16,7 +16,7 @@ from audio_assets.errors import SettingsError
 from audio_assets.speech.cache import TranscriptCache
 from audio_assets.speech.capabilities import CAPABILITIES
 from audio_assets.speech.engine import Engine
-from audio_assets.speech.estimate import Candidate, Estimate, estimate, measure_silence
+from audio_assets.speech.estimate import Candidate, Estimate, estimate, measure_silence, pending
 from audio_assets.speech.ledger import Account
 from audio_assets.speech.local import LocalEngine, LocalOptions, packaged_model
 from audio_assets.speech.openai_api import CachedPieces, OpenAIEngine, OpenAIOptions
@@ -181,7 +181,7 @@ class WhisperResource(ConfigurableResource):  # type: ignore[type-arg]
         Silence is measured once, with the windows of the chosen engine.
         """
         engine = self.create_engine()
-        silence = measure_silence({c.content: c for c in candidates}.values(), engine)
+        silence = measure_silence(pending(candidates, engine, cache) or candidates, engine)
         chosen = estimate(candidates, engine, cache, silence)
         found = [chosen]
         for model in CAPABILITIES:

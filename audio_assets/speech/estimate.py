@@ -68,9 +68,8 @@ def estimate(candidates: Sequence[Candidate], engine: Engine, cache: TranscriptC
 
     Equal bytes are transcribed once. Seconds are counted per recording, rounded up, as they are billed.
     """
-    unique = {c.content: c for c in reversed(candidates)}
-    key = fingerprint(engine)
-    todo = [c for c in unique.values() if c.sha256 is None or cache.get(c.sha256, key) is None]
+    unique = {c.content for c in candidates}
+    todo = pending(candidates, engine, cache)
     seconds = sum(c.duration_s for c in todo)
     able = engine.capabilities if isinstance(engine, OpenAIEngine) else None
     costs = [0.0 if able is None else able.likely_usd(c.duration_s * (1 - silence.share)) for c in todo]
@@ -89,6 +88,13 @@ def estimate(candidates: Sequence[Candidate], engine: Engine, cache: TranscriptC
         cost_usd=None if price is None else sum(c or 0.0 for c in costs),
         retires=able.retires.isoformat() if able and able.retires else None,
     )
+
+
+def pending(candidates: Sequence[Candidate], engine: Engine, cache: TranscriptCache) -> list[Candidate]:
+    """The candidates that the cache does not hold, one of each content."""
+    unique = {c.content: c for c in reversed(candidates)}
+    key = fingerprint(engine)
+    return [c for c in unique.values() if c.sha256 is None or cache.get(c.sha256, key) is None]
 
 
 def measure_silence(candidates: Iterable[Candidate], engine: Engine) -> Silence:
