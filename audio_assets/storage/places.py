@@ -322,16 +322,17 @@ class Bucket:
 
             where = self._location
             scheme, _, host = (where.endpoint_url or "").rpartition("://")
-            self._files = fs.S3FileSystem(
-                access_key=where.access_key,
-                secret_key=where.secret_key,
-                region=where.region or "us-east-1",
-                scheme=scheme or "https",
-                endpoint_override=host.rstrip("/") or None,
-                allow_delayed_open=True,  # one PUT for a small file instead of a multipart upload of three requests
-                connect_timeout=10,
-                request_timeout=60,
-            )
+            with _plain_uploads():
+                self._files = fs.S3FileSystem(
+                    access_key=where.access_key,
+                    secret_key=where.secret_key,
+                    region=where.region or "us-east-1",
+                    scheme=scheme or "https",
+                    endpoint_override=host.rstrip("/") or None,
+                    allow_delayed_open=True,  # one PUT for a small file instead of a multipart upload of three requests
+                    connect_timeout=10,
+                    request_timeout=60,
+                )
         return self._files
 
     def _client(self) -> Any:
@@ -392,3 +393,21 @@ class Bucket:
             raise StorageError(
                 f"{self.uri(path)}: the bucket refused: {text[:300]}; what was there before is untouched. Run again"
             ) from error
+
+
+@contextlib.contextmanager
+def _plain_uploads() -> Iterator[None]:
+    """Have a bucket client that is made meanwhile send checksums only where S3 requires them.
+
+    R2 refuses the checksum trailers that newer clients add by themselves, and pyarrow has no option for it: the
+    library inside it reads this variable when a client is made. What the user has set stays.
+    """
+    variable = "AWS_REQUEST_CHECKSUM_CALCULATION"
+    if variable in os.environ:
+        yield
+        return
+    os.environ[variable] = "when_required"
+    try:
+        yield
+    finally:
+        os.environ.pop(variable, None)
