@@ -59,7 +59,11 @@ def used_home(pipeline: PipelineRun, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.mark.weights
-@pytest.mark.parametrize("command", PROJECT_COMMANDS)
+@pytest.mark.parametrize(
+    "command",
+    # Each flag of `run` has a test of its own; running all of the README's lines takes minutes.
+    [pytest.param(c, marks=pytest.mark.slow if c.startswith("audio-assets run -") else ()) for c in PROJECT_COMMANDS],
+)
 def test_every_command_of_the_readme_runs(command: str, pipeline: PipelineRun, used_home: Path) -> None:
     # The README's prefixes are a reader's; the bucket of this test has others.
     command = command.replace("calls/", "best-of-times/").replace("lectures/2024", "in-short/0")
