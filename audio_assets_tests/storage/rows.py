@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from audio_assets import schemas
+from audio_assets.storage.exports import FORMATS, export_corpus
+from audio_assets.storage.partition_files import PartitionStore
+from audio_assets.storage.warehouse import Warehouse
 
 HOSTILE = [
     "it's",
@@ -58,3 +62,17 @@ def tokens(prefix: str, words: dict[str, list[str]]) -> pa.Table:
 def temporary_files(root: Path) -> list[Path]:
     """Everything below ``root`` that a reader should never see."""
     return [path for path in root.rglob("*") if ".tmp" in path.name]
+
+
+def write_everything(home: Path, text: str, count: int) -> None:
+    """One run: ``count`` recordings that say ``text``, stored, loaded and exported."""
+    store = PartitionStore(home / "tables")
+    ids = [f"a/{n:05}" for n in range(count)]
+    store.write(schemas.TRANSCRIPTS, transcripts("a/", dict.fromkeys(ids, text)), "a")
+    store.write(schemas.TOKENS, tokens("a/", {i: [text] for i in ids}), "a")
+    assert Warehouse(home / "warehouse.duckdb", store).refresh().deferred is None
+    export_corpus(store, home / "exports", FORMATS)
+
+
+if __name__ == "__main__":
+    write_everything(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

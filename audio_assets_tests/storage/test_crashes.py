@@ -21,25 +21,7 @@ from audio_assets.storage.exports import FORMATS, MANIFEST
 from audio_assets.storage.partition_files import PartitionStore
 from audio_assets.storage.warehouse import Warehouse
 
-from .rows import temporary_files
-
-STEP = """
-import sys
-from pathlib import Path
-from audio_assets import schemas
-from audio_assets.storage.exports import FORMATS, export_corpus
-from audio_assets.storage.partition_files import PartitionStore
-from audio_assets.storage.warehouse import Warehouse
-from audio_assets_tests.storage.rows import tokens, transcripts
-
-home, text, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-store = PartitionStore(home / "tables")
-ids = [f"a/{n:05}" for n in range(count)]
-store.write(schemas.TRANSCRIPTS, transcripts("a/", {i: text for i in ids}), "a")
-store.write(schemas.TOKENS, tokens("a/", {i: [text] for i in ids}), "a")
-assert Warehouse(home / "warehouse.duckdb", store).refresh().deferred is None
-export_corpus(store, home / "exports", FORMATS)
-"""
+from .rows import temporary_files, write_everything
 
 OLD, NEW = ("old", 700), ("new", 900)
 
@@ -61,7 +43,7 @@ def run(home: Path, state: tuple[str, int], crash_at: str | None = None) -> int:
         environment[CRASH_VARIABLE] = crash_at
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-c", STEP, str(home), state[0], str(state[1])],
+        [sys.executable, "-m", "audio_assets_tests.storage.rows", str(home), state[0], str(state[1])],
         env=environment | {"PYTHONPATH": str(root)},
         capture_output=True,
         text=True,
@@ -108,7 +90,7 @@ def exported(home: Path) -> None:
 def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home in the old state; tests work on copies."""
     home = tmp_path_factory.mktemp("before")
-    assert run(home, OLD) == 0
+    write_everything(home, *OLD)
     return home
 
 
@@ -124,7 +106,7 @@ def crash_and_recover(before: Path, home: Path, point: str) -> None:
     exported(home)
 
     # The next run knows nothing of the crash and leaves nothing of it.
-    assert run(home, NEW) == 0
+    write_everything(home, *NEW)
     assert stored(home, schemas.TRANSCRIPTS) == stored(home, schemas.TOKENS) == NEW
     assert loaded(home, "transcripts", "transcription") == loaded(home, "token_occurrences", "token") == NEW
     assert temporary_files(home) == []
