@@ -135,9 +135,9 @@ def test_it_dies_with_the_process_that_started_it(end: signal.Signals, tmp_path:
         assert lives(pid)
         assert list(Path("/tmp").glob(f"seaweedfs-*-{port}.sock"))
         holder.send_signal(end)
-        holder.wait(10)
-    assert dies_within(pid, 5)
-    deadline = time.monotonic() + 5
+        holder.wait(30)
+    assert dies_within(pid, 20)
+    deadline = time.monotonic() + 20
     while list(Path("/tmp").glob(f"seaweedfs-*-{port}.sock")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -176,9 +176,13 @@ def test_a_bucket_name_that_s3_does_not_allow_is_refused(tmp_path: Path) -> None
         WeedServer(tmp_path, "b")
 
 
-def test_it_cannot_be_started_twice_and_is_gone_when_start_fails(tmp_path: Path) -> None:
+def test_it_cannot_be_started_twice_and_is_gone_when_start_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with WeedServer(tmp_path, "recordings") as server, pytest.raises(AudioAssetsError, match="already runs"):
         server.start()
+    # However quick the server is, it is never seen to be ready.
+    monkeypatch.setattr("audio_assets.demo_server._listens", lambda port: False)
     slow = WeedServer(tmp_path, "recordings", ready_timeout_s=0.0)
     with pytest.raises(AudioAssetsError, match="did not answer within 0 s"):
         slow.start()

@@ -153,11 +153,15 @@ def test_every_asset_shows_its_rows_and_a_preview(pipeline: PipelineRun) -> None
 
     with dg.DagsterInstance.from_config(str(pipeline.home.dagster)) as instance:
         for asset in ASSETS:
+            if asset.key.to_user_string() == "transcription_plan":
+                continue  # no part of a run
             event = instance.get_latest_materialization_event(asset.key)
             assert event is not None and event.asset_materialization is not None
             metadata = event.asset_materialization.metadata
             assert metadata.keys() & {"dagster/row_count", "dagster/partition_row_count"}, asset.key
-            assert "|" in str(metadata["preview"].value), asset.key
+            assert "|" in str(metadata["preview"].value) or metadata["dagster/partition_row_count"].value == 0, (
+                asset.key
+            )
 
 
 def test_secrets_appear_in_no_log_and_no_file(pipeline: PipelineRun) -> None:
