@@ -33,10 +33,10 @@ dev: .venv/.demo ## Dagster's UI on http://127.0.0.1:3000
 	DAGSTER_HOME="$$($(BIN)/python -m audio_assets.dagster_home)" DAGSTER_DISABLE_TELEMETRY=1 \
 		$(BIN)/dagster dev -h 127.0.0.1 -p $(PORT) -w workspace.yaml
 
-bench-storage: .venv/.dev ## storage against the stock DuckDB IO manager
+bench-storage: .venv/.bench ## storage against the stock DuckDB IO manager
 	$(BIN)/python -m benchmarks.storage
 
-bench-speech: .venv/.dev ## local Whisper against its peers; SPEECH=DIR holds manifest.tsv
+bench-speech: .venv/.bench ## local Whisper against its peers; SPEECH=DIR holds manifest.tsv
 	$(BIN)/python -m benchmarks.speech $(SPEECH)
 
 bench-api: .venv/.dev ## the API engine against a loopback server: concurrency, rate limits, CPU, bytes
@@ -49,6 +49,8 @@ lock: ## refresh the hash-locked requirements (needs uv)
 		-c requirements-dev.txt --extra demo -o requirements-demo.txt pyproject.toml
 	uv pip compile -q --universal --no-strip-extras --python-version 3.10 --generate-hashes --no-header \
 		-c requirements-dev.txt -o requirements.txt pyproject.toml
+	uv pip compile -q --universal --no-strip-extras --python-version 3.10 --generate-hashes --no-header \
+		-c requirements-dev.txt --extra bench -o requirements-bench.txt pyproject.toml
 	uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header \
 		--group api-test -o requirements-api-test.txt
 
@@ -72,6 +74,10 @@ clean: ## remove .venv and .venv-api; data/ stays
 	@$(PIP_INSTALL) --require-hashes -r requirements-dev.txt
 	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@ .venv/.demo
+
+.venv/.bench: .venv/.dev requirements-bench.txt
+	@$(PIP_INSTALL) --require-hashes -r requirements-bench.txt
+	@touch $@
 
 # The servers keep to themselves: they pin a web stack of their own.
 .venv-api/.done: requirements-api-test.txt
