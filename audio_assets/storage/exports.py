@@ -41,7 +41,7 @@ DUCKDB_STORAGE_VERSION = "v1.0.0"
 DEFAULT_COLUMNS = ("id", "transcription", "tokens")
 
 _BATCH_ROWS = 2_048
-_COMMIT_ROWS = 20_000
+_COMMIT_ROWS = 10_000
 """DuckDB keeps the rows of a transaction in memory, beyond its memory limit: 500 MB for 400,000 transcripts in one
 transaction, 350 MB in pieces of this size [measured]."""
 
@@ -262,7 +262,12 @@ class _Cursor:
             table.name, table.description, tuple(c for c in table.columns if c.name in needed), table.key
         )
         present = [name for name in self._shape.column_names if name in set(file.schema_arrow.names)]
-        self._batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=present)
+        # Row group by row group: a reader over all of them keeps what it needs for each.
+        self._batches = (
+            batch
+            for group in range(file.metadata.num_row_groups)
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group], columns=present)
+        )
         self._ahead: pa.Table | None = None
 
     @classmethod
