@@ -62,8 +62,13 @@ def subprocess_environment(home: Path, **settings: str) -> dict[str, str]:
 
 
 def interruptible() -> None:
-    """For ``preexec_fn``: let SIGINT reach the child, also where this process was started in the background."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """For ``preexec_fn``: let signals reach the child, whatever this process ignores or blocks.
+
+    A shell starts background jobs with SIGINT ignored, and a child inherits that.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
 def audio_assets(
