@@ -140,7 +140,7 @@ def test_files_that_are_not_audio_are_no_news(tick: Tick, bucket: Any) -> None:
 
 def test_a_tick_is_capped_and_the_next_one_carries_on(tick: Tick, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = [RemoteObject(f"p{n:03}/a.wav", "etag", 1, None) for n in range(MAX_RUN_REQUESTS + 20)]
-    monkeypatch.setattr("audio_assets.automation.list_objects", lambda client, bucket: iter(listed))
+    monkeypatch.setattr("audio_assets.automation.new_objects.list_objects", lambda client, bucket: iter(listed))
     first, second = partitions(tick()), partitions(tick())
     assert len(first) == len(second) == MAX_RUN_REQUESTS
     assert set(first) | set(second) == {f"p{n:03}" for n in range(MAX_RUN_REQUESTS + 20)}

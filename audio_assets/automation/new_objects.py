@@ -1,13 +1,14 @@
-"""When things run: jobs, the nightly schedule, and the sensor on new objects."""
+"""The sensor that lists the bucket: new and overwritten objects."""
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import dagster as dg
 import pyarrow as pa
 
 from audio_assets import schemas
+from audio_assets.automation.jobs import prefix_job
 from audio_assets.ingest.listing import RemoteObject, list_objects
 from audio_assets.partitions import PARTITIONS_NAME, partition_key_for, prefix_of, prefix_partitions
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
@@ -16,49 +17,6 @@ from audio_assets.resources.r2 import R2Resource
 
 MAX_RUN_REQUESTS = 100
 """Run requests per tick. A tick must end within Dagster's 60 s; the rest is found again by the next tick."""
-
-discover_job = dg.define_asset_job(
-    "discover_job", selection=["r2_prefixes"], description="List the bucket and register its prefixes as partitions."
-)
-prefix_job = dg.define_asset_job(
-    "prefix_job",
-    selection=["raw_audio", "transcripts", "transcription_ledger", "tokens", "prefix_summary", "token_frequency"],
-    description="Bring one prefix up to date, from its objects to its figures.",
-)
-corpus_job = dg.define_asset_job(
-    "corpus_job",
-    selection=["corpus_summary", "corpus_report", "corpus_export"],
-    description="Refresh what is made of all prefixes: summary, report, exports.",
-)
-
-
-discover_schedule = dg.ScheduleDefinition(
-    name="discover_schedule",
-    job=discover_job,
-    cron_schedule="30 2 * * *",
-    execution_timezone="UTC",
-    description="Every night at 2:30 UTC: list the bucket and register its prefixes as partitions.",
-)
-
-
-@dg.schedule(cron_schedule="0 3 * * *", target=prefix_job, execution_timezone="UTC")
-def nightly_schedule(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
-    """Every night at 3:00 UTC: bring every prefix up to date.
-
-    It catches what a sensor cannot know: deleted objects, files that failed, ticks that were missed.
-    """
-    night = context.scheduled_execution_time.date().isoformat()
-    for partition in context.instance.get_dynamic_partitions(PARTITIONS_NAME):
-        yield dg.RunRequest(run_key=f"{partition}:{night}", partition_key=partition)
-
-
-corpus_schedule = dg.ScheduleDefinition(
-    name="corpus_schedule",
-    job=corpus_job,
-    cron_schedule="0 6 * * *",
-    execution_timezone="UTC",
-    description="Every morning at 6:00 UTC, after the nightly runs: refresh summary, report and exports.",
-)
 
 
 def changed_objects(listed: Iterable[RemoteObject], stored: pa.Table, depth: int) -> dict[str, list[RemoteObject]]:

@@ -1,0 +1,18 @@
+"""When things run: jobs, schedules and sensors."""
+
+from audio_assets.automation.jobs import corpus_job, discover_job, prefix_job
+from audio_assets.automation.new_objects import MAX_RUN_REQUESTS, changed_objects, new_r2_objects_sensor, run_key
+from audio_assets.automation.schedules import corpus_schedule, discover_schedule, nightly_schedule
+
+__all__ = [
+    "MAX_RUN_REQUESTS",
+    "changed_objects",
+    "corpus_job",
+    "corpus_schedule",
+    "discover_job",
+    "discover_schedule",
+    "new_r2_objects_sensor",
+    "nightly_schedule",
+    "prefix_job",
+    "run_key",
+]
