@@ -24,8 +24,10 @@ from audio_assets.automation import (
     new_r2_objects_sensor,
     nightly_schedule,
     prefix_job,
+    r2_event_sensor,
 )
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
+from audio_assets.resources.event_queue import EventQueueResource
 from audio_assets.resources.home import HomeResource
 from audio_assets.resources.progress import LogProgress
 from audio_assets.resources.r2 import R2Resource
@@ -53,10 +55,11 @@ def build_definitions(**resources: Any) -> dg.Definitions:
         asset_checks=[transcripts_model_retirement],
         jobs=[discover_job, prefix_job, corpus_job],
         schedules=[discover_schedule, nightly_schedule, corpus_schedule],
-        sensors=[new_r2_objects_sensor],
+        sensors=[new_r2_objects_sensor, r2_event_sensor],
         resources={
             "r2": R2Resource(),
             "whisper": WhisperResource(),
+            "event_queue": EventQueueResource(),
             "home": HomeResource(),
             "warehouse": PartitionedDuckDBIOManager(),
             "progress": LogProgress(),

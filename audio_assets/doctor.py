@@ -49,6 +49,7 @@ def diagnose() -> list[Finding]:
         _guarded("dagster", lambda: _dagster(home)),
     ]
     findings += list(_leftovers(home))
+    findings += list(_events(home))
     return findings
 
 
@@ -105,6 +106,20 @@ def _dagster(home: settings.Home) -> Finding:
             "Mark them as failed in the UI: Runs, select, Terminate",
         )
     return Finding("dagster", "ok", f"state in {directory}")
+
+
+def _events(home: settings.Home) -> Iterator[Finding]:
+    from audio_assets.ingest.event_inbox import EventInbox
+
+    inbox = EventInbox(home.sensors)
+    count = inbox.malformed_count()
+    if count:
+        yield Finding(
+            "events",
+            "note",
+            f"{count} messages of the queue were no events of this bucket; see {inbox.malformed_file}",
+            "Let R2_EVENTS_QUEUE_ID be a queue that gets this bucket's notifications only",
+        )
 
 
 def _leftovers(home: settings.Home) -> Iterator[Finding]:

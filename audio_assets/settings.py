@@ -9,11 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from audio_assets.errors import SettingsError
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class Settings(BaseSettings):
@@ -28,6 +31,13 @@ class Settings(BaseSettings):
     )
     r2_access_key_id: str | None = Field(None, description="access key of an R2 API token")
     r2_secret_access_key: SecretStr | None = Field(None, description="secret of that token")
+    r2_events_queue_id: str | None = Field(
+        None, description="id of the Cloudflare Queue that gets the bucket's event notifications"
+    )
+    cloudflare_api_token: SecretStr | None = Field(None, description="Cloudflare API token that may edit that queue")
+    cloudflare_base_url: str = Field(
+        "https://api.cloudflare.com/client/v4", description="address of Cloudflare's API; https, unless on loopback"
+    )
     openai_api_key: SecretStr | None = Field(
         None, description="key for OpenAI's API; makes `openai` the default engine"
     )
@@ -45,6 +55,9 @@ class Settings(BaseSettings):
     )
     audio_assets_home: Path = Field(Path("data"), description="where everything is kept")
     audio_assets_prefix_depth: int = Field(1, ge=0, description="folders of a key that make its partition")
+    audio_assets_sensors: Literal["on", "off"] = Field(
+        "off", description="`on` starts the sensors by themselves, in production; `off` leaves that to the UI"
+    )
 
 
 @dataclass(frozen=True)
@@ -99,6 +112,11 @@ class Home:
         return self.root / "ledger"
 
     @property
+    def sensors(self) -> Path:
+        """What the sensors remember from one tick to the next."""
+        return self.root / "sensors"
+
+    @property
     def locks(self) -> Path:
         """Lock files of runs."""
         return self.root / "locks"
@@ -125,6 +143,32 @@ def load() -> Settings:
         raise SettingsError(
             f"{name}: {first['msg']} (got {first['input']!r}); correct it in the environment or .env"
         ) from None
+
+
+def sensors_on() -> bool:
+    """Whether the sensors start by themselves. A wrong setting means no; a run names it."""
+    try:
+        return load().audio_assets_sensors == "on"
+    except SettingsError:
+        return False
+
+
+def secure_url(url: str, variable: str) -> str:
+    """``url`` without a trailing slash: https, or http to this machine.
+
+    Raises:
+        SettingsError: it is something else; the message leaves out the address, which may hold a secret.
+    """
+    try:
+        parts = urlsplit(url.strip())
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    if not parts.hostname or port == 0 or parts.username is not None:
+        raise SettingsError(f"{variable} is not an address; it looks like https://example.com/path")
+    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK):
+        raise SettingsError(f"{variable} is not https; plain http is for this machine alone (127.0.0.1)")
+    return url.strip().rstrip("/")
 
 
 def require(value: object | None, variable: str, purpose: str) -> str:

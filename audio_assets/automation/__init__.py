@@ -1,7 +1,9 @@
 """When things run: jobs, schedules and sensors."""
 
+from audio_assets.automation.events import r2_event_sensor
 from audio_assets.automation.jobs import corpus_job, discover_job, prefix_job
-from audio_assets.automation.new_objects import MAX_RUN_REQUESTS, changed_objects, new_r2_objects_sensor, run_key
+from audio_assets.automation.new_objects import changed_objects, new_r2_objects_sensor, run_key
+from audio_assets.automation.runs import MAX_RUN_REQUESTS
 from audio_assets.automation.schedules import corpus_schedule, discover_schedule, nightly_schedule
 
 __all__ = [
@@ -14,5 +16,6 @@ __all__ = [
     "new_r2_objects_sensor",
     "nightly_schedule",
     "prefix_job",
+    "r2_event_sensor",
     "run_key",
 ]

@@ -9,14 +9,13 @@ import pyarrow as pa
 
 from audio_assets import schemas
 from audio_assets.automation.jobs import prefix_job
+from audio_assets.automation.runs import MAX_RUN_REQUESTS
 from audio_assets.ingest.listing import RemoteObject, list_objects
 from audio_assets.partitions import PARTITIONS_NAME, partition_key_for, prefix_of, prefix_partitions
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
 from audio_assets.resources.home import HomeResource
 from audio_assets.resources.r2 import R2Resource
-
-MAX_RUN_REQUESTS = 100
-"""Run requests per tick. A tick must end within Dagster's 60 s; the rest is found again by the next tick."""
+from audio_assets.settings import sensors_on
 
 
 def changed_objects(listed: Iterable[RemoteObject], stored: pa.Table, depth: int) -> dict[str, list[RemoteObject]]:
@@ -40,7 +39,11 @@ def run_key(prefix: str, objects: Iterable[RemoteObject]) -> str:
     return digest.hexdigest()
 
 
-@dg.sensor(job=prefix_job, minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.STOPPED)
+@dg.sensor(
+    job=prefix_job,
+    minimum_interval_seconds=60,
+    default_status=dg.DefaultSensorStatus.RUNNING if sensors_on() else dg.DefaultSensorStatus.STOPPED,
+)
 def new_r2_objects_sensor(
     context: dg.SensorEvaluationContext,
     r2: R2Resource,

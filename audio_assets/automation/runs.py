@@ -1,0 +1,34 @@
+"""What Dagster knows of the runs that the sensors asked for."""
+
+import dagster as dg
+
+from audio_assets.automation.jobs import prefix_job
+
+MAX_RUN_REQUESTS = 100
+"""Run requests per tick. A tick must end within Dagster's 60 s; the rest waits for the next one."""
+
+RUN_KEY_TAG = "dagster/run_key"
+PARTITION_TAG = "dagster/partition"
+
+_IN_FLIGHT = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+def partitions_in_flight(instance: dg.DagsterInstance) -> set[str]:
+    """Partitions that a run of `prefix_job` is at work on, or is queued for."""
+    runs = instance.get_runs(filters=dg.RunsFilter(job_name=prefix_job.name, statuses=_IN_FLIGHT))
+    return {run.tags[PARTITION_TAG] for run in runs if PARTITION_TAG in run.tags}
+
+
+def has_run(instance: dg.DagsterInstance, run_key: str) -> bool:
+    """Whether Dagster took the run of this key over: it was launched, or queued, whatever became of it.
+
+    A run that was made and never launched, since the daemon was killed in between, does not count: Dagster launches it
+    when the same key is asked for again.
+    """
+    runs = instance.get_runs(filters=dg.RunsFilter(tags={RUN_KEY_TAG: run_key}))
+    return any(run.status != dg.DagsterRunStatus.NOT_STARTED for run in runs)
