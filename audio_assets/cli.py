@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,10 +15,10 @@ from typing import Any
 
 import click
 
+from audio_assets import interrupts
 from audio_assets.errors import AudioAssetsError
 
 EXIT_FILES_FAILED = 3
-EXIT_INTERRUPTED = 130
 FORMATS = ["json", "parquet", "sqlite", "duckdb"]
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
@@ -257,12 +256,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _guarded(command: Callable[[], Any]) -> int:
-    from audio_assets.terminal import say_error
-
-    # SIGTERM unwinds like Ctrl-C, so that servers and locks are given back.
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
-        code = command()
+        with interrupts.heeded():
+            code = command()
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as stop:
         return stop.exit_code
@@ -270,21 +266,13 @@ def _guarded(command: Callable[[], Any]) -> int:
         error.show()
         return error.exit_code
     except AudioAssetsError as error:
+        from audio_assets.terminal import say_error
+
         say_error(str(error))
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        say_error("interrupted; what was transcribed is kept, run the same command again to go on")
-        return EXIT_INTERRUPTED
+        return interrupts.conclude()
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); stay silent at exit too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:
-        if type(error).__name__ == "DagsterExecutionInterruptedError":
-            say_error("interrupted; what was transcribed is kept, run the same command again to go on")
-            return EXIT_INTERRUPTED
-        raise
-
-
-def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from audio_assets import schemas, settings
+from audio_assets import interrupts, schemas, settings
 from audio_assets.dagster_home import ensure_dagster_home
 from audio_assets.errors import AudioAssetsError, BusyError
 from audio_assets.partitions import PARTITIONS_NAME, partition_key_for, prefix_for, prefix_of
@@ -228,16 +228,20 @@ class _Pipeline:
         import dagster as dg
 
         level = "DEBUG" if self.options.verbose else "CRITICAL"
-        result = self.definitions.resolve_job_def(job_name).execute_in_process(
-            run_config={
-                "ops": {name: {"config": values} for name, values in config.items()},
-                "loggers": {"console": {"config": {"log_level": level}}},
-            },
-            instance=self.instance,
-            partition_key=partition,
-            asset_selection=[dg.AssetKey(a) for a in assets] if assets else None,
-            raise_on_error=False,
-        )
+        try:
+            result = self.definitions.resolve_job_def(job_name).execute_in_process(
+                run_config={
+                    "ops": {name: {"config": values} for name, values in config.items()},
+                    "loggers": {"console": {"config": {"log_level": level}}},
+                },
+                instance=self.instance,
+                partition_key=partition,
+                asset_selection=[dg.AssetKey(a) for a in assets] if assets else None,
+                raise_on_error=False,
+            )
+        finally:
+            # Whatever went wrong after a signal went wrong because of it.
+            interrupts.check()
         for event in result.all_events:
             if event.is_step_failure:
                 raise _error_of(event)

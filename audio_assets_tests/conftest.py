@@ -16,6 +16,10 @@ from audio_assets.demo import BUCKET, demo_objects, packaged_model, upload
 from audio_assets.demo_server import WeedServer
 from audio_assets.settings import Home, Settings
 
+# A shell starts background jobs with SIGINT ignored. Children would inherit that, and Dagster, once it ran a job in
+# this process, would have SIGTERM ignored too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 SETTINGS = [name.upper() for name in Settings.model_fields]
 
 
@@ -59,16 +63,6 @@ def subprocess_environment(home: Path, **settings: str) -> dict[str, str]:
     # What a warning filter makes of the libraries' warnings is pytest's business, not the user's.
     keep.pop("PYTHONWARNINGS", None)
     return keep | {"AUDIO_ASSETS_HOME": str(home), "HF_HUB_OFFLINE": "1", "WHISPER_ENGINE": "local"} | settings
-
-
-def interruptible() -> None:
-    """For ``preexec_fn``: let signals reach the child, whatever this process ignores or blocks.
-
-    A shell starts background jobs with SIGINT ignored, and a child inherits that.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
 def audio_assets(

@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from audio_assets import cli
+from audio_assets import cli, interrupts
 from audio_assets.demo import demo_objects, encode, packaged_model, recording
 from audio_assets.demo_server import WeedServer
 from audio_assets.errors import BusyError
 from audio_assets.runner import partition_lock
 from audio_assets.settings import Home
-from audio_assets_tests.conftest import PipelineRun, audio_assets, interruptible, subprocess_environment
+from audio_assets_tests.conftest import PipelineRun, audio_assets, subprocess_environment
 
 Run = Callable[..., dict[str, Any]]
 
@@ -254,7 +254,6 @@ def test_an_interrupted_run_exits_130_and_goes_on_next_time(home: Home, number: 
         cwd=home.root,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=interruptible,
     )
     assert process.stderr is not None
     # The long recording is probed; its transcription takes many times longer than the signal.
@@ -262,7 +261,7 @@ def test_an_interrupted_run_exits_130_and_goes_on_next_time(home: Home, number: 
     process.send_signal(number)
     started = time.monotonic()
     stderr = process.communicate(timeout=30)[1]
-    assert process.returncode == cli.EXIT_INTERRUPTED, stderr
+    assert process.returncode == interrupts.EXIT_INTERRUPTED, stderr
     assert time.monotonic() - started < 10
     assert "Traceback" not in stderr
     shutil.rmtree(home.audio / "a-short")

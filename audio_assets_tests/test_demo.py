@@ -12,7 +12,7 @@ import pytest
 
 from audio_assets import demo
 from audio_assets.settings import Home
-from audio_assets_tests.conftest import interruptible, subprocess_environment
+from audio_assets_tests.conftest import subprocess_environment
 
 DEMO = [sys.executable, "-m", "audio_assets", "demo"]
 
@@ -123,7 +123,6 @@ def test_the_server_is_gone_however_the_demonstration_ends(home: Home, number: s
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=interruptible,
     )
     assert process.stderr is not None
     assert any("Holding" in line for line in process.stderr)

@@ -14,7 +14,6 @@ import pytest
 import audio_assets
 from audio_assets.demo_server import WeedServer
 from audio_assets.errors import AudioAssetsError, SettingsError
-from audio_assets_tests.conftest import interruptible
 
 LINUX = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads /proc, which only Linux has")
 
@@ -127,7 +126,6 @@ def test_it_dies_with_the_process_that_started_it(end: signal.Signals, tmp_path:
         stderr=subprocess.DEVNULL,
         env=environment,
         text=True,
-        preexec_fn=interruptible,
     )
     with holder:
         assert holder.stdout is not None

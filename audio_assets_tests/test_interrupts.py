@@ -1,0 +1,156 @@
+"""SIGINT and SIGTERM end a run at any moment with exit code 130, and the next run goes on."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from audio_assets import interrupts
+from audio_assets.settings import Home
+from audio_assets_tests.conftest import audio_assets, subprocess_environment
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+
+RUN = """
+import os, signal, sys
+from audio_assets import cli
+from audio_assets.runner import RunOptions, run_pipeline
+
+number, where = signal.Signals(int(sys.argv[1])), sys.argv[2]
+
+def here(line):
+    if where in line:
+        print("signalled", flush=True)
+        os.kill(os.getpid(), number)
+
+class Stderr:
+    def __init__(self, file):
+        self.file = file
+    def write(self, text):
+        here(text)
+        return self.file.write(text)
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+sys.stderr = Stderr(sys.stderr)
+options = RunOptions(skip_ingestion=True, skip_summary=True, verbose=where.isupper())
+sys.exit(cli._guarded(lambda: print(run_pipeline(options, say=here).counts)))
+"""
+
+
+def background() -> None:
+    """For ``preexec_fn``: a job that a script starts in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@pytest.fixture
+def two_partitions(home: Home) -> Home:
+    for name in ("a", "b"):
+        (home.audio / name).mkdir(parents=True)
+        (home.audio / name / "note.wav").write_text(f"no sound, but {name}")
+    return home
+
+
+def run(home: Home, code: str, *arguments: object, start: Callable[[], None] | None = None) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=subprocess_environment(home.root),
+        cwd=home.root,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=start,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_run_ends_between_two_partitions_though_started_in_the_background(
+    two_partitions: Home, number: signal.Signals
+) -> None:
+    code, out, err = run(two_partitions, RUN, number, "[2/2]", start=background)
+    assert (code, out) == (interrupts.EXIT_INTERRUPTED, "signalled\n"), err
+    assert err.splitlines()[-1].startswith("error: interrupted; what was transcribed is kept")
+    assert "Traceback" not in err
+    assert len(list((two_partitions.tables / "transcripts").glob("*.parquet"))) == 1
+
+
+def test_a_run_ends_when_dagster_takes_note_of_a_signal_and_drops_it(two_partitions: Home) -> None:
+    """Behind the last step of a job Dagster's own handlers are in place, and no step is left to be interrupted."""
+    code, out, err = run(two_partitions, RUN, signal.SIGTERM, "RUN_SUCCESS")
+    assert (code, out) == (interrupts.EXIT_INTERRUPTED, "signalled\n"), err
+    again = audio_assets(
+        "run",
+        "--skip-ingestion",
+        "--skip-summary",
+        "--json",
+        cwd=two_partitions.root,
+        environment=subprocess_environment(two_partitions.root),
+    )
+    assert json.loads(again.stdout)["counts"] == {"invalid": 2}
+
+
+def test_a_command_that_does_not_unwind_ends_all_the_same(home: Home) -> None:
+    stuck = """
+import os, signal, sys, threading
+from audio_assets import cli, interrupts
+
+interrupts.UNWINDING_S = 0.5
+
+def command():
+    threading.Thread(target=threading.Event().wait).start()
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        threading.Event().wait()
+
+sys.exit(cli._guarded(command))
+"""
+    home.root.mkdir()
+    code, out, err = run(home, stuck)
+    assert (code, out) == (interrupts.EXIT_INTERRUPTED, "")
+    assert err.count("interrupted") == 1
+
+
+def test_a_process_that_does_not_end_by_itself_is_ended(home: Home) -> None:
+    """The command unwinds, but a thread that nobody can interrupt keeps the interpreter from ending."""
+    lingering = """
+import os, signal, sys, threading
+from audio_assets import cli, interrupts
+
+interrupts.UNWINDING_S = 0.5
+
+def command():
+    threading.Thread(target=threading.Event().wait).start()
+    os.kill(os.getpid(), signal.SIGINT)
+    threading.Event().wait()
+
+sys.exit(cli._guarded(command))
+"""
+    home.root.mkdir()
+    code, out, err = run(home, lingering)
+    assert (code, out) == (interrupts.EXIT_INTERRUPTED, "")
+    assert err.count("interrupted") == 1
+
+
+def test_handlers_are_given_back(home: Home) -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with interrupts.heeded():
+        assert [signal.getsignal(number) for number in SIGNALS] != before
+        interrupts.check()
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_the_limit_is_within_ten_seconds() -> None:
+    assert interrupts.UNWINDING_S < 10
+
+
+def test_a_signal_is_seen_although_another_handler_has_it() -> None:
+    with pytest.raises(KeyboardInterrupt), interrupts.heeded():
+        mine = signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.raise_signal(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, mine)
+        interrupts.check()
