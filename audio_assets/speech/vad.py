@@ -10,18 +10,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
 from audio_assets.speech.engine import SAMPLE_RATE_HZ, Samples, WindowPlan
-
-FRAME = 512
-"""Samples per probability: what Silero VAD takes at 16 kHz."""
-
-_CONTEXT = 64
-_STATE = 128
+from audio_assets.speech.silero import CONTEXT, FRAME, STATE, session
 
 SPEECH_ON = 0.5
 SPEECH_OFF = 0.35
@@ -54,32 +47,25 @@ class Window:
         return (self.end - self.start) / SAMPLE_RATE_HZ
 
 
-@lru_cache(maxsize=1)
-def _session() -> Any:
-    from faster_whisper.vad import get_vad_model
-
-    return get_vad_model().session
-
-
 class SpeechProbability:
     """Silero VAD with its state kept between calls."""
 
     def __init__(self) -> None:
-        self._h = np.zeros((1, 1, _STATE), np.float32)
-        self._c = np.zeros((1, 1, _STATE), np.float32)
-        self._context = np.zeros(_CONTEXT, np.float32)
+        self._h = np.zeros((1, 1, STATE), np.float32)
+        self._c = np.zeros((1, 1, STATE), np.float32)
+        self._context = np.zeros(CONTEXT, np.float32)
 
     def __call__(self, samples: Samples) -> Samples:
         """Probabilities of speech, one per frame; ``samples`` is a whole number of frames."""
         frames = samples.reshape(-1, FRAME)
         if not len(frames):
             return np.empty(0, np.float32)
-        before = np.empty((len(frames), _CONTEXT), np.float32)
+        before = np.empty((len(frames), CONTEXT), np.float32)
         before[0] = self._context
-        before[1:] = frames[:-1, -_CONTEXT:]
-        self._context = frames[-1, -_CONTEXT:].copy()
+        before[1:] = frames[:-1, -CONTEXT:]
+        self._context = frames[-1, -CONTEXT:].copy()
         batch = np.concatenate([before, frames], axis=1)
-        output, self._h, self._c = _session().run(None, {"input": batch, "h": self._h, "c": self._c})
+        output, self._h, self._c = session().run(None, {"input": batch, "h": self._h, "c": self._c})
         return np.asarray(output, np.float32).reshape(-1)
 
 
