@@ -6,7 +6,6 @@ import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -18,6 +17,7 @@ from audio_assets.ingest.download import download
 from audio_assets.ingest.listing import PrefixListing, RemoteObject, discover_prefixes, list_prefix
 from audio_assets.ingest.mirror import Mirror, ObjectState
 from audio_assets.ingest.probe import probe
+from audio_assets.ingest.workers import Workers
 from audio_assets.partitions import prefix_of
 from audio_assets.schemas import RAW_AUDIO
 
@@ -200,13 +200,10 @@ def _run(
     rows = dict(kept)
     actions: Counter[str] = Counter()
     fetched = 0
-    cancelled = threading.Event()
-    pool = ThreadPoolExecutor(max_workers=options.max_workers, thread_name_prefix="ingest")
-    try:
+    # An error that dooms every file, or Ctrl-C, ends the block: what has not begun is not begun.
+    with Workers(take, options.max_workers) as workers:
         for batch in _batches(chosen, options.batch_size):
-            futures: list[Future[_Taken]] = [pool.submit(take, item, cancelled) for item in batch]
-            for future in as_completed(futures):
-                taken = future.result()
+            for taken in workers.each(batch):
                 key = str(taken.row["id"])
                 rows[key] = taken.row
                 actions[taken.action] += 1
@@ -215,10 +212,6 @@ def _run(
                     done = sum(actions.values())
                     status = str(taken.row["status"])
                     on_progress(IntakeProgress(done, len(chosen), key, taken.action, status, fetched))
-    finally:
-        # An error that dooms every file, or Ctrl-C: what has not begun is not begun, what waits to retry does not wait.
-        cancelled.set()
-        pool.shutdown(wait=True, cancel_futures=True)
     table = RAW_AUDIO.from_rows([rows[key] for key in sorted(rows)])
     return Intake(table, actions["downloaded"], actions["skipped"], actions["failed"], fetched, listed, len(chosen))
 

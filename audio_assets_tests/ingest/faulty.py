@@ -21,8 +21,9 @@ class FaultyServer:
     """Serves `objects`; before each answer for a key it takes one fault from ``faults[key]``, if any is left.
 
     A fault is an HTTP status, or one of ``short`` (fewer bytes than Content-Length says), ``short without length``,
-    ``corrupt`` (same length, other bytes), ``reset`` (connection cut before an answer), ``overlong``. A `listing` is
-    sent as it is, instead of the true one. With a `barrier`, no object is sent before enough requests for objects wait.
+    ``corrupt`` (same length, other bytes), ``reset`` (connection cut before an answer), ``overlong``, ``silence``
+    (no answer), ``stall`` (half of the body, then nothing). A `listing` is sent as it is, instead of the true one; the
+    listing ``silence`` never comes. With a `barrier`, no object is sent before enough requests for objects wait.
     """
 
     def __init__(self) -> None:
@@ -32,7 +33,10 @@ class FaultyServer:
         self.requests: list[tuple[str, str]] = []
         self.listing: str | None = None
         self.barrier: threading.Barrier | None = None
+        self.asked = threading.Event()
+        """Set when a request arrived that will not be answered."""
         self.most_at_once = 0
+        self._ended = threading.Event()
         self._at_once = 0
         self._lock = threading.Lock()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -55,6 +59,7 @@ class FaultyServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ended.set()
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
@@ -85,7 +90,15 @@ class FaultyServer:
             def do_HEAD(self) -> None:
                 self._answer(unquote(self.path.lstrip("/").partition("/")[2]))
 
+            def _stand_still(self) -> None:
+                self.close_connection = True
+                server.asked.set()
+                server._ended.wait(60)
+
             def _list(self) -> None:
+                if server.listing == "silence":
+                    self._stand_still()
+                    return
                 entries = "".join(ENTRY.format(k, server.etags[k], len(v)) for k, v in sorted(server.objects.items()))
                 body = (LISTING.format(entries) if server.listing is None else server.listing).encode()
                 self.send_response(200)
@@ -99,6 +112,9 @@ class FaultyServer:
                 fault = server.faults[key].pop(0) if server.faults[key] else None
                 if fault == "reset":
                     self.close_connection = True
+                    return
+                if fault == "silence":
+                    self._stand_still()
                     return
                 if isinstance(fault, int):
                     self._refuse(
@@ -134,6 +150,10 @@ class FaultyServer:
                     body = bytes([body[0] ^ 1]) + body[1:]
                 elif fault == "overlong":
                     body += bytes(1000)
+                if fault == "stall":
+                    self.wfile.write(body[: len(body) // 2])
+                    self._stand_still()
+                    return
                 self.wfile.write(body)
 
             def _refuse(self, status: int, code: str) -> None:
