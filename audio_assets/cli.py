@@ -79,6 +79,11 @@ def cli() -> None:
 @click.option(
     "--skip-ingestion", is_flag=True, help="Take the audio that lies in AUDIO_ASSETS_HOME/audio; R2 is not asked."
 )
+@click.option(
+    "--forget-gone",
+    is_flag=True,
+    help="Remove all that is kept of objects which vanished from the bucket: rows, cache, mirror copies, exports.",
+)
 @_all_columns
 @click.option("--verbose", is_flag=True, help="Show Dagster's log too.")
 @click.option("--quiet", is_flag=True, help="Show nothing but errors.")
@@ -93,6 +98,7 @@ def run(
     max_cost: float | None,
     skip_summary: bool,
     skip_ingestion: bool,
+    forget_gone: bool,
     all_columns: bool,
     verbose: bool,
     quiet: bool,
@@ -105,6 +111,8 @@ def run(
     from audio_assets import terminal
     from audio_assets.runner import RunOptions, run_pipeline
 
+    if forget_gone and skip_summary:
+        raise click.UsageError("--forget-gone rebuilds the summary and the report; leave out --skip-summary")
     console = terminal.stderr_console(quiet)
     options = RunOptions(
         prefixes=prefixes,
@@ -117,6 +125,7 @@ def run(
         max_cost_usd=max_cost,
         skip_summary=skip_summary,
         skip_ingestion=skip_ingestion,
+        forget_gone=forget_gone,
         verbose=verbose,
     )
     report = run_pipeline(

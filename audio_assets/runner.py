@@ -16,7 +16,11 @@ from filelock import FileLock, Timeout
 from audio_assets import interrupts, schemas, settings
 from audio_assets.dagster_home import ensure_dagster_home
 from audio_assets.errors import AudioAssetsError, BusyError
+from audio_assets.forget import Forgetting
+from audio_assets.ingest.intake import IntakeOptions
 from audio_assets.partitions import PARTITIONS_NAME, partition_key_for, prefix_for, prefix_of
+from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
+from audio_assets.resources.home import HomeResource
 from audio_assets.resources.progress import LogProgress, Progress
 from audio_assets.storage.partition_files import PartitionStore
 
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     import dagster as dg
 
 SUMMARY_ASSETS = ["prefix_summary", "token_frequency"]
+MADE_OF_RAW_AUDIO = ["transcripts", "transcription_ledger", "tokens", *SUMMARY_ASSETS]
 RETRIED_STATUSES = ("failed", "partial", "deferred")
 """Statuses that the next run tries again; a run that leaves any of them did not finish its work."""
 
@@ -42,6 +47,7 @@ class RunOptions:
     max_cost_usd: float | None = None
     skip_summary: bool = False
     skip_ingestion: bool = False
+    forget_gone: bool = False
     verbose: bool = False
 
 
@@ -64,6 +70,8 @@ class RunReport:
     warehouse: str = ""
     exports: list[str] = field(default_factory=list)
     report: str | None = None
+    forgotten: list[dict[str, Any]] = field(default_factory=list)
+    retired: list[str] = field(default_factory=list)
 
     @property
     def unfinished(self) -> int:
@@ -121,13 +129,24 @@ def run_pipeline(
         report.partitions.append(partition)
         if left is not None:
             left -= int(result["raw_audio"]["selected"])
-        report.transcribed += int(result["transcripts"]["transcribed"])
-        report.cost_usd += float(result["transcripts"]["cost_usd"])
-        report.uncertain_usd += float(result["transcripts"].get("uncertain_usd", 0.0))
-        report.refused_by_cap += int(result["transcripts"].get("refused_by_cap", 0))
+        _add(report, result)
+    forgetting = Forgetting.of(
+        store, HomeResource(), _filters(chosen, report.partitions if options.forget_gone else [])
+    )
+    for partition in forgetting.vanished:
+        say(f"forgetting {len(forgetting.vanished[partition])} objects of {partition}")
+        with partition_lock(pipeline.home, partition):
+            if forgetting.purge(partition, pipeline.instance):
+                _add(report, pipeline.again(partition, report.cost_usd + report.uncertain_usd))
+            else:
+                report.partitions.remove(partition)
     _count(report, store)
 
     corpus = pipeline.corpus()
+    if options.forget_gone and forgetting.unfinished:
+        forgetting.finish(PartitionedDuckDBIOManager().warehouse())
+    report.forgotten = [asdict(item) for item in forgetting.forgotten]
+    report.retired = forgetting.retired
     if not options.skip_summary:
         report.report = str(pipeline.home.report)
     directory = Path(corpus["corpus_export"]["directory"])
@@ -206,6 +225,15 @@ class _Pipeline:
         if partition not in self.instance.get_dynamic_partitions(PARTITIONS_NAME):
             self.instance.add_dynamic_partitions(PARTITIONS_NAME, [partition])
         return self.execute("prefix_job", config, assets, partition)
+
+    def again(self, partition: str, spent_usd: float) -> dict[str, dict[str, Any]]:
+        """Make anew what is made of `raw_audio`, from the cache: also where the run itself did not trust it."""
+        options = self.options
+        workers = {} if options.max_workers is None else {"max_workers": options.max_workers}
+        cap = options.max_cost_usd
+        limits = {} if cap is None else {"max_cost_usd": max(0.0, cap - spent_usd)}
+        config = {"transcripts": {"batch_size": options.batch_size, **workers, **limits}}
+        return self.execute("prefix_job", config, MADE_OF_RAW_AUDIO, partition)
 
     def corpus(self) -> dict[str, dict[str, Any]]:
         options = self.options
@@ -306,6 +334,26 @@ def _choose_partitions(store: PartitionStore, wanted: Sequence[str]) -> list[tup
         there = ", ".join(repr(p) for p in listed[:8]) or "none"
         raise NoSuchPrefixError(f"--prefix {sorted(unused)[0]!r}: no audio lies there. Prefixes with audio: {there}")
     return chosen
+
+
+def _add(report: RunReport, result: dict[str, dict[str, Any]]) -> None:
+    """Count what one run of a partition did and spent."""
+    made = result["transcripts"]
+    report.transcribed += int(made["transcribed"])
+    report.cost_usd += float(made["cost_usd"])
+    report.uncertain_usd += float(made.get("uncertain_usd", 0.0))
+    report.refused_by_cap += int(made.get("refused_by_cap", 0))
+
+
+def _filters(
+    chosen: Sequence[tuple[str, list[str]]], visited: Sequence[str]
+) -> list[tuple[str, Callable[[str], bool]]]:
+    """The visited partitions, each with a test of which of its keys the run was about."""
+    return [
+        (partition, IntakeOptions(key_prefixes=tuple(key_prefixes)).wants)
+        for partition, key_prefixes in chosen
+        if partition in visited
+    ]
 
 
 def _count(report: RunReport, store: PartitionStore) -> None:

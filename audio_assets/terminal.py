@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from audio_assets.forget import Forgotten
 from audio_assets.resources.progress import LogTask, Task, format_amount, format_duration
 from audio_assets.runner import RunReport
 
@@ -94,6 +95,8 @@ def closing_lines(report: RunReport) -> list[str]:
     lines = [f"{p['status']}: {printable(p['id'])}: {printable(p['error'])}" for p in report.problems[:20]]
     if len(report.problems) > 20:
         lines.append(f"… and {len(report.problems) - 20} more: the view latest_failures in the warehouse has them all")
+    lines += [printable(Forgotten(**item).line) for item in report.forgotten]
+    lines += [f"retired: {partition}, which held nothing else" for partition in report.retired]
     if report.refused_by_cap:
         lines.append(
             f"the cap of ${report.max_cost_usd:g} kept {report.refused_by_cap} requests from being sent; "

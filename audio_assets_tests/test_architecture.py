@@ -18,7 +18,7 @@ LAYERS = [
     {"resources"},
     {"assets", "automation", "checks"},
     {"definitions"},
-    {"interrupts", "runner", "plan", "compare", "doctor", "dagster_home", "demo_server", "terminal"},
+    {"interrupts", "runner", "plan", "forget", "compare", "doctor", "dagster_home", "demo_server", "terminal"},
     {"demo", "cli", "__main__"},
 ]
 SHARED_TOOL = "audio_assets.storage.atomic"

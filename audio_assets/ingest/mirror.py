@@ -200,6 +200,25 @@ class Mirror:
         except OSError as error:
             raise FileFailed(f"{target} cannot be written ({error.strerror or error}); check the disk") from error
 
+    def remove(self, key: str) -> bool:
+        """Remove the file of ``key`` and what is known of it, and folders that become empty; whether there was one.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        path = self.path_for(key)
+        there = path.is_file()
+        path.unlink(missing_ok=True)
+        self._state_path(key).unlink(missing_ok=True)
+        for folder in path.parents:
+            if folder == self.root or not folder.is_relative_to(self.root):
+                break
+            try:
+                folder.rmdir()
+            except OSError:
+                break
+        return there
+
     def remove_stale_parts(self) -> int:
         """Remove what interrupted downloads left behind more than a day ago; returns how many."""
         removed = 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,18 @@ class TranscriptCache:
     def drop_windows(self, sha256: str, fingerprint: str) -> None:
         """Forget the windows of a file that is to be transcribed anew."""
         self._windows_path(sha256, fingerprint).unlink(missing_ok=True)
+
+    def drop(self, sha256: str) -> int:
+        """Remove everything that is stored of these bytes, for every engine and option; returns how many files.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        directory = self.root / sha256[:2] / sha256
+        count = len(list(directory.iterdir())) if directory.is_dir() else 0
+        if directory.is_dir():
+            shutil.rmtree(directory)
+        return count
 
     def _windows_path(self, sha256: str, fingerprint: str) -> Path:
         return self.path_for(sha256, fingerprint).with_suffix(".windows.jsonl")
