@@ -53,6 +53,11 @@ class Settings(BaseSettings):
     whisper_model: str | None = Field(
         None, description="model name, or a directory of CTranslate2 weights for the local engine"
     )
+    audio_assets_max_duration_s: float = Field(
+        12 * 3600.0, gt=0, description="longest recording that is transcribed, in seconds"
+    )
+    audio_assets_max_bytes: int = Field(2 << 30, gt=0, description="largest file that is transcribed, in bytes")
+    audio_assets_max_decode_s: float = Field(1800.0, gt=0, description="most seconds that decoding one file may take")
     audio_assets_home: Path = Field(Path("data"), description="where everything is kept")
     audio_assets_prefix_depth: int = Field(1, ge=0, description="folders of a key that make its partition")
     audio_assets_sensors: Literal["on", "off"] = Field(

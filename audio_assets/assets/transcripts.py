@@ -8,7 +8,7 @@ import dagster as dg
 import pyarrow as pa
 from pydantic import Field
 
-from audio_assets import checks, schemas
+from audio_assets import checks, schemas, settings
 from audio_assets.assets.common import (
     OWNERS,
     WAREHOUSE,
@@ -24,6 +24,7 @@ from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
 from audio_assets.resources.home import HomeResource
 from audio_assets.resources.progress import Progress
 from audio_assets.resources.whisper import WhisperResource
+from audio_assets.speech.decode import Limits
 from audio_assets.speech.ledger import Account
 from audio_assets.speech.openai_api import OpenAIEngine
 from audio_assets.speech.transcribe import AudioFile, FileTranscript, TranscribeOptions, transcribe_files
@@ -50,6 +51,32 @@ class TranscriptsConfig(dg.Config):
         ge=0,
         description="Most that this run may spend on an API, in US dollars. What does not fit is put off, as deferred.",
     )
+    max_duration_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Longest recording, in seconds; a longer one is invalid. By default AUDIO_ASSETS_MAX_DURATION_S.",
+    )
+    max_bytes: int | None = Field(
+        default=None, gt=0, description="Largest file, in bytes; by default AUDIO_ASSETS_MAX_BYTES."
+    )
+    max_decode_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Most seconds that decoding one file may take; by default AUDIO_ASSETS_MAX_DECODE_S.",
+    )
+
+    def limits(self) -> Limits:
+        """What a file may cost before it is refused.
+
+        Raises:
+            SettingsError: a variable of the environment is set to something it cannot be.
+        """
+        found = settings.load()
+        return Limits(
+            max_duration_s=self.max_duration_s or found.audio_assets_max_duration_s,
+            max_bytes=self.max_bytes or found.audio_assets_max_bytes,
+            max_decode_s=self.max_decode_s or found.audio_assets_max_decode_s,
+        )
 
 
 @dg.asset(
@@ -93,6 +120,7 @@ def transcripts(
                 batch_size=config.batch_size,
                 max_workers=config.max_workers,
                 fresh_ids=_fresh_ids(files, config),
+                limits=config.limits(),
                 on_stop=engine.halt if isinstance(engine, OpenAIEngine) else lambda: None,
             )
             with (

@@ -40,7 +40,9 @@ _FULL_SCALE_INT16 = 32768.0
 
 @dataclass(frozen=True)
 class Limits:
-    """What a single file may cost before it is refused."""
+    """What a single file may cost before it is refused. ``max_decode_s`` counts decoding alone, not what is done with
+    the blocks meanwhile.
+    """
 
     max_duration_s: float = 12 * 3600.0
     max_bytes: int = 2 << 30
@@ -139,7 +141,7 @@ class AudioStream:
         """
         pending: list[Samples] = []
         held = 0
-        for piece in self._pieces():
+        for piece in self._in_time(self._pieces()):
             pending.append(piece)
             held += piece.shape[-1]
             if held >= BLOCK_S * SAMPLE_RATE_HZ:
@@ -153,6 +155,21 @@ class AudioStream:
         short_s = (self.header_duration_s or 0.0) - self.duration_s
         tolerance_s = max(TRUNCATION_TOLERANCE_S, TRUNCATION_TOLERANCE_SHARE * self.duration_s)
         self.truncated = self._damaged or short_s > tolerance_s or self._early
+
+    def _in_time(self, pieces: Iterator[Samples]) -> Iterator[Samples]:
+        spent_s = 0.0
+        while True:
+            started = time.monotonic()
+            piece = next(pieces, None)
+            spent_s += time.monotonic() - started
+            if spent_s > self._limits.max_decode_s:
+                raise InvalidAudio(
+                    f"decoding takes longer than {self._limits.max_decode_s:g} s; "
+                    "raise max_decode_s or convert the file"
+                )
+            if piece is None:
+                return
+            yield piece
 
     def _plain_pcm(self) -> Iterator[Samples] | None:
         """A faster way through the commonest files: WAV and FLAC that are mono 16 kHz already and undamaged.
@@ -206,7 +223,6 @@ class AudioStream:
         if self.channels > 1:
             layout = self._container.streams.audio[0].layout.name
         resampler = av.AudioResampler(format="fltp", layout=layout, rate=SAMPLE_RATE_HZ)
-        started = time.monotonic()
         for frame in self._frames():
             # Timestamps with holes would make the resampler insert or drop sound.
             frame.pts = None
@@ -216,11 +232,6 @@ class AudioStream:
                 raise InvalidAudio(f"cannot be resampled ({_reason(error)})") from error
             for piece in resampled:
                 yield self._take(piece)
-            if time.monotonic() - started > self._limits.max_decode_s:
-                raise InvalidAudio(
-                    f"decoding takes longer than {self._limits.max_decode_s:.0f} s; "
-                    "raise max_decode_s or convert the file"
-                )
         if self._samples:
             for piece in resampler.resample(None):
                 yield self._take(piece)

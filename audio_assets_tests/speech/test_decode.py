@@ -167,6 +167,20 @@ def test_too_many_bytes_and_too_much_time_are_refused(tmp_path, opening):
         decode(tmp_path / "a.mp3", Limits(max_bytes=1000))
     with pytest.raises(InvalidAudio, match="max_decode_s"):
         decode(tmp_path / "a.mp3", Limits(max_decode_s=0))
+    encode(tmp_path / "a.wav", opening)
+    with pytest.raises(InvalidAudio, match="max_decode_s"):
+        decode(tmp_path / "a.wav", Limits(max_decode_s=0))
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.mp3"])
+def test_only_decoding_counts_against_its_time_not_what_waits_for_the_model(tmp_path, opening, monkeypatch, name):
+    encode(tmp_path / name, np.tile(opening, 12))
+    waited_s = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: waited_s)
+    with AudioStream(tmp_path / name, Limits(max_decode_s=60)) as stream:
+        for _ in stream.blocks():
+            waited_s += 3600
+    assert stream.duration_s == pytest.approx(12 * 8.2, abs=0.2)
 
 
 def decoded_wav(path: Path, samples: Samples) -> Audio:
