@@ -50,7 +50,10 @@ def _checks(asset: str, blocking: Mapping[str, str], warning: Mapping[str, str])
     }
 
 
-_SCHEMA = {"schema": "Columns, types and nullability are those of schemas.py.", "unique_id": "No object has two rows."}
+_SCHEMA = {
+    "schema": "Columns, types, nullability and bounds are those of schemas.py.",
+    "unique_id": "No object has two rows.",
+}
 _STATUS = {"known_status": "Every status is one that schemas.py knows."}
 _ROWS = {"row_count": "The partition lost few of the rows that it had."}
 

@@ -1,4 +1,4 @@
-"""The columns of every table: the one source for Arrow, DuckDB, the Dagster UI and the documentation.
+"""The columns of every table: the one source for Arrow, pandera, DuckDB, the Dagster UI and the documentation.
 
 Times are in seconds (``_s``), money in US dollars (``_usd``), sizes in bytes (``_bytes``), rates in hertz (``_hz``).
 """
@@ -31,6 +31,25 @@ class Column:
     type: pa.DataType
     description: str
     nullable: bool = True
+
+    @property
+    def bounds(self) -> tuple[float | None, float | None]:
+        """Least and greatest value that it may hold, by its name and type; None where there is no limit.
+
+        Whole numbers are counts and sizes; times, money and hours are never negative; shares and probabilities lie
+        between 0 and 1.
+        """
+        if self.name == "sentiment":
+            return -1.0, 1.0
+        if self.name.endswith(_SHARES):
+            return 0.0, 1.0
+        if pa.types.is_integer(self.type) or self.name.endswith(_NEVER_NEGATIVE):
+            return 0.0, None
+        return None, None
+
+
+_SHARES = ("_share", "_probability")
+_NEVER_NEGATIVE = ("_s", "_usd", "_usd_per_minute", "hours", "words_per_minute", "words_p50", "words_p90")
 
 
 @dataclass(frozen=True)

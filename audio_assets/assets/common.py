@@ -28,7 +28,10 @@ def table_metadata(table: schemas.Table) -> dict[str, Any]:
 
 
 def table_type(table: schemas.Table) -> dg.DagsterType:
-    """The type of a table asset's value: an Arrow table with the columns of ``table``, which the UI lists."""
+    """The type of a table asset's value: an Arrow table that keeps the contract of ``table``, which the UI lists.
+
+    Not `dagster_pandera`'s type: it takes data frames only, and would import pandas and pandera with the definitions.
+    """
 
     def check(context: dg.TypeCheckContext, value: object) -> dg.TypeCheck:
         if not isinstance(value, pa.Table):
@@ -47,11 +50,17 @@ def _table_schema(table: schemas.Table) -> dg.TableSchema:
             c.name,
             type=_DAGSTER_TYPES.get(str(c.type), str(c.type)),
             description=c.description,
-            constraints=dg.TableColumnConstraints(nullable=c.nullable, unique=table.key == (c.name,)),
+            constraints=dg.TableColumnConstraints(
+                nullable=c.nullable, unique=table.key == (c.name,), other=_bounds(*c.bounds)
+            ),
         )
         for c in table.columns
     ]
     return dg.TableSchema(columns)
+
+
+def _bounds(least: float | None, greatest: float | None) -> list[str]:
+    return ([] if least is None else [f">= {least:g}"]) + ([] if greatest is None else [f"<= {greatest:g}"])
 
 
 def preview(data: pa.Table, columns: list[str]) -> dg.MarkdownMetadataValue:

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from audio_assets import schemas
 from audio_assets.errors import SchemaError
+from audio_assets.storage import contracts
 
 FAILURE_RATE_LIMIT = 0.05
 """Share of files that may fail before somebody should look; a production user of Whisper's API saw under 0.1 %."""
@@ -34,11 +35,14 @@ class Finding:
 
 
 def schema_conforms(table: schemas.Table, data: pa.Table) -> Finding:
-    """Columns, types and nullability are those of `schemas.py`."""
+    """Columns, types, nullability and bounds are those of `schemas.py`."""
     try:
-        table.conform(data)
+        conformed = table.conform(data)
     except SchemaError as error:
         return Finding(False, str(error))
+    found = contracts.breaches(table, conformed)
+    if found:
+        return Finding(False, f"table {table.name}: {'; '.join(found)}", {"rows": data.num_rows})
     return Finding(True, f"{len(table.columns)} columns as in schemas.py", {"rows": data.num_rows})
 
 
