@@ -75,7 +75,8 @@ class WhisperResource(ConfigurableResource):  # type: ignore[type-arg]
     keywords: list[str] = Field(default=[], description="Words to listen for (openai engine, gpt-transcribe).")
     audio_format: str | None = Field(
         default=None,
-        description="`opus` or `flac`: how audio is sent; by default what suits the model's endpoint (openai engine).",
+        description="How audio is sent: `near-lossless` (FLAC of rounded samples; the default), `flac` or `opus` "
+        "(openai engine).",
     )
     price_usd_per_minute: float | None = Field(
         default=None,

@@ -35,7 +35,6 @@ CLIP_SHARE = 0.001
 """Clipped: at least one sample in a thousand sits at full scale; undistorted speech has none to a few."""
 
 _OPEN_LENGTH = 0xFFFFFFFF
-_FULL_SCALE_INT16 = 32768.0
 
 
 @dataclass(frozen=True)
@@ -282,20 +281,6 @@ def decode(path: Path, limits: Limits | None = None) -> Audio:
     with AudioStream(path, limits) as stream:
         samples = np.concatenate(list(stream.blocks()))
         return Audio(samples, stream.duration_s, stream.truncated, stream.clipped)
-
-
-def encode_flac(samples: Samples) -> bytes:
-    """Mono 16 kHz samples as a 16-bit FLAC file, about half the size of WAV."""
-    import io
-
-    import soundfile
-
-    buffer = io.BytesIO()
-    pcm = np.clip(np.rint(samples * (_FULL_SCALE_INT16 - 1)), -_FULL_SCALE_INT16, _FULL_SCALE_INT16 - 1).astype(
-        np.int16
-    )
-    soundfile.write(buffer, pcm, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
-    return buffer.getvalue()
 
 
 def _ends_early(path: Path, container: InputContainer) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import math
 import threading
 import time
 from collections.abc import Coroutine, Iterator, Sequence
@@ -51,6 +52,12 @@ _FORM_BYTES = 65_536
 _SHORTEST_S = 2.0
 """A refusal of less than this is not about its size."""
 
+_AHEAD = 1 / 4
+"""Of the requests in flight, so many clips more are compressed and wait for a place among them."""
+
+_READ_BY_ALL = capabilities.NEAR_LOSSLESS
+"""What is sent instead of a format that the endpoint refuses."""
+
 _QUOTE = 200
 _T = TypeVar("_T")
 
@@ -67,7 +74,7 @@ class OpenAIOptions:
     keywords: tuple[str, ...] = ()
     word_timestamps: bool = False
     audio_format: str | None = None
-    """``opus`` or ``flac``; None for the first that the model's endpoint takes."""
+    """One of `capabilities.AUDIO_FORMATS`; None for the first that the model's endpoint takes."""
     price_usd_per_minute: float | None = None
     """What the endpoint charges, where it is not OpenAI's price."""
     workers: int = 8
@@ -109,6 +116,10 @@ class _TooLargeError(Exception):
     """The endpoint refuses the size of the request, or ended its text before the audio did."""
 
 
+class _FormatRefusedError(Exception):
+    """The endpoint refuses a request in a format of which it has taken none yet."""
+
+
 class Pieces(Protocol):
     """Where the results of parts of a window survive a kill."""
 
@@ -145,6 +156,10 @@ class _Link:
         self.pace = Pace(options.workers, options.requests_per_minute, options.audio_s_per_minute)
         self.max_bytes = max_bytes
         self.answered = False
+        self.taken: set[str] = set()
+        """Formats of audio that the endpoint has transcribed."""
+        self.refused: set[str] = set()
+        """Formats that it does not read."""
         self._options = options
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -170,6 +185,8 @@ class _Link:
                     max_retries=0,
                     http_client=DefaultAsyncHttpxClient(limits=limits, event_hooks={"request": [_in_one_piece]}),
                 )
+                # Imported by the SDK at first use, which would hold up the first requests.
+                _ = self._client.audio.transcriptions
                 self._loop = asyncio.new_event_loop()
                 threading.Thread(target=self._loop.run_forever, name="openai-requests", daemon=True).start()
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
@@ -215,12 +232,12 @@ class OpenAIEngine:
             able = replace(able, price_usd_per_minute=options.price_usd_per_minute, tokens=None)
         form = options.audio_format or able.formats[0]
         if form not in capabilities.AUDIO_FORMATS:
-            raise SettingsError(f"audio_format {form!r} is unknown; use {' or '.join(capabilities.AUDIO_FORMATS)}")
+            raise SettingsError(f"audio_format {form!r} is unknown; use {_listed(capabilities.AUDIO_FORMATS)}")
         self.options = options
         self.model = options.model
         self.language = options.language
         self.capabilities = able
-        self.parallelism = options.workers
+        self.parallelism = options.workers + math.ceil(_AHEAD * options.workers)
         self.batch_size = 1
         # Requests are billed by length: silence of more than two seconds is not sent.
         self.plan = WindowPlan(able.max_s, cut_silence_s=2.0, split_channels=options.split_channels)
@@ -312,11 +329,7 @@ class OpenAIEngine:
             if result is not None:
                 return result
             try:
-                audio = compress(clip.samples[start:end], self._format)
-                if len(audio.data) + _FORM_BYTES > self._link.max_bytes:
-                    raise _TooLargeError(f"{len(audio.data)} bytes")
-                request = Request(clip.id, clip.sha256, name, (end - start) / SAMPLE_RATE_HZ, self.model, self._where)
-                result = self._link.run(self._request(audio, request))
+                result = self._send(clip, clip.samples[start:end], name)
                 if self._pieces and not whole:
                     self._pieces.put(clip.sha256, name, asdict(result))
                 return result
@@ -336,6 +349,28 @@ class OpenAIEngine:
             first.language_probability,
             None if None in costs else sum(c or 0.0 for c in costs),
         )
+
+    def _send(self, clip: Clip, samples: Samples, name: str) -> ClipResult:
+        """Transcribe ``samples``, a part of the clip, in the format that the endpoint reads."""
+        link = self._link
+        form = self._format if self._format not in link.refused else _READ_BY_ALL
+
+        def ask(form: str) -> ClipResult:
+            audio = compress(samples, form)
+            if len(audio.data) + _FORM_BYTES > link.max_bytes:
+                raise _TooLargeError(f"{len(audio.data)} bytes")
+            seconds = len(samples) / SAMPLE_RATE_HZ
+            return link.run(self._request(audio, Request(clip.id, clip.sha256, name, seconds, self.model, self._where)))
+
+        try:
+            result = ask(form)
+        except _FormatRefusedError:
+            # It may be the recording that the endpoint does not like, so the other format has to be heard first.
+            result = ask(_READ_BY_ALL)
+            link.refused.add(form)
+            return result
+        link.taken.add(form)
+        return result
 
     # -- one request, in the event loop
 
@@ -374,6 +409,9 @@ class OpenAIEngine:
             raise (FileDeferred(text) if error.limited else FileFailed(text)) from error
         except _TooLargeError as error:
             status, reason = "cut", str(error)
+            raise
+        except _FormatRefusedError as error:
+            status, reason = "failed", str(error)
             raise
         except (FileError, SettingsError) as error:
             status = error.status if isinstance(error, FileError) else "failed"
@@ -503,6 +541,8 @@ class OpenAIEngine:
             after_s = self._link.pace.limited(started, error.response.headers, self.options.first_backoff_s)
         elif status in (408, 409) or status >= 500:
             after_s = retry_after_s(error.response.headers)
+        elif audio.form != _READ_BY_ALL and audio.form not in self._link.taken:
+            return _FormatRefusedError(reason)
         else:
             return FileFailed(f"{self._where} {reason}; check that the recording plays")
         if after_s is not None and after_s > self.options.longest_wait_s:
@@ -659,6 +699,10 @@ def _words(found: Any) -> list[Word] | None:
 def _number(value: Any) -> float | None:
     good = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
     return float(value) if good else None
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _quote(body: bytes) -> str:

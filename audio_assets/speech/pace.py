@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 
 FIRST_BURST = 8
-FIRST_GAP_S = 0.004
+FIRST_GAP_S = 0.002
 """Before the first answer, so many requests start at once and the others one by one: a server that refuses does so at
 once, and is heard before the rest is sent; one that does not has all of them soon."""
 

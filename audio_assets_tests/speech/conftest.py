@@ -203,6 +203,7 @@ def fault_server() -> Iterator[FaultServer]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        posts = server.posts
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from audio_assets.errors import InvalidAudio
-from audio_assets.speech.decode import Audio, AudioStream, Limits, decode, encode_flac
+from audio_assets.speech.decode import Audio, AudioStream, Limits, decode
 from audio_assets.speech.engine import SAMPLE_RATE_HZ, Samples
 from audio_assets_tests.speech.conftest import encode
 
@@ -219,10 +219,3 @@ def test_the_fast_path_gives_the_same_samples_as_ffmpeg(tmp_path, opening, monke
     monkeypatch.setattr(AudioStream, "_plain_pcm", lambda self: None)
     slow = decode(tmp_path / "a.flac")
     np.testing.assert_allclose(fast.samples, slow.samples, atol=1e-4)
-
-
-def test_flac_for_requests_is_smaller_than_pcm_and_keeps_the_sound(tmp_path, opening):
-    data = encode_flac(opening)
-    assert len(data) < 0.75 * 2 * len(opening)
-    (tmp_path / "sent.flac").write_bytes(data)
-    assert likeness(decode(tmp_path / "sent.flac").samples, opening) > 0.999

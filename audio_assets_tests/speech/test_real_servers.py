@@ -20,6 +20,7 @@ import pytest
 from audio_assets.errors import FileFailed
 from audio_assets.speech import openai_api
 from audio_assets.speech.cache import TranscriptCache
+from audio_assets.speech.capabilities import AUDIO_FORMATS
 from audio_assets.speech.compress import Compressed
 from audio_assets.speech.engine import SAMPLE_RATE_HZ, Clip, ClipResult
 from audio_assets.speech.ledger import Account, read_journal
@@ -116,8 +117,8 @@ def test_speech_comes_back_as_text_with_times(
     assert again.cached and len(rows) == account.requests
 
 
-@pytest.mark.parametrize("form", ["flac", "opus"])
-def test_it_reads_both_formats(make_engine, opening, form: str) -> None:
+@pytest.mark.parametrize("form", AUDIO_FORMATS)
+def test_it_reads_every_format(make_engine, opening, form: str) -> None:
     [result] = make_engine(audio_format=form).transcribe([Clip("a", opening)])
     assert isinstance(result, ClipResult)
     assert "".join(s.text for s in result.segments).strip().lower().startswith(OPENING)
@@ -132,7 +133,11 @@ def test_a_good_request_survives_what_the_server_does_after_a_bad_one(
 
     def first_is_garbage(samples, form):  # type: ignore[no-untyped-def]
         sent.append(form)
-        return Compressed(b"not audio" * 100, "clip.flac", "audio/flac") if len(sent) == 1 else compress(samples, form)
+        return (
+            Compressed(b"not audio" * 100, "clip.flac", "audio/flac", form)
+            if len(sent) == 1
+            else compress(samples, form)
+        )
 
     monkeypatch.setattr(openai_api, "compress", first_is_garbage)
     bad, good = make_engine(attempts=1).transcribe([Clip("bad", opening), Clip("good", opening)])
