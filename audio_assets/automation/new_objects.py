@@ -1,47 +1,84 @@
-"""The sensor that lists the bucket: new and overwritten objects."""
+"""The sensor that lists the bucket: new, overwritten and vanished objects."""
 
-import hashlib
-from collections import defaultdict
-from collections.abc import Iterable
+import time
+from collections.abc import Callable
 
 import dagster as dg
-import pyarrow as pa
 
 from audio_assets import schemas
 from audio_assets.automation.jobs import prefix_job
-from audio_assets.automation.runs import MAX_RUN_REQUESTS
-from audio_assets.ingest.listing import RemoteObject, list_objects
-from audio_assets.partitions import PARTITIONS_NAME, partition_key_for, prefix_of, prefix_partitions
+from audio_assets.automation.runs import MAX_RUN_REQUESTS, has_run, partitions_in_flight
+from audio_assets.ingest.bucket_scan import add, object_digest
+from audio_assets.ingest.listing_state import ListingState, PrefixState, compare
+from audio_assets.partitions import PARTITIONS_NAME, partition_key_for, prefix_for, prefix_partitions
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
 from audio_assets.resources.home import HomeResource
 from audio_assets.resources.r2 import R2Resource
 from audio_assets.settings import sensors_on
+from audio_assets.storage.atomic import crash_point
+from audio_assets.storage.partition_files import PartitionStore
+
+INTERVAL_S = 60
+WORKING_S = 40.0
+"""How long one tick reads tables and lists: Dagster ends a tick after 60 s. The next one goes on where it ended."""
+
+_READ_AT_ONCE = 500
 
 
-def changed_objects(listed: Iterable[RemoteObject], stored: pa.Table, depth: int) -> dict[str, list[RemoteObject]]:
-    """The objects that are new or overwritten, by prefix: those whose key and ETag `raw_audio` does not hold.
+def read_stored(
+    store: PartitionStore,
+    state: ListingState,
+    states: dict[str, PrefixState],
+    until: float,
+    log: Callable[[str], None],
+) -> int:
+    """Bring ``states`` in step with the rows of `raw_audio`; returns how many partitions are left for the next tick.
 
-    Comparing against stored rows, not against times, cannot miss an object that has an old or an equal timestamp.
+    Only partition files that were written since they were last read are read. Rows that are ``gone``, and files that
+    never came from the bucket, are not what a listing can show.
     """
-    known = dict(zip(stored.column("id").to_pylist(), stored.column("etag").to_pylist(), strict=True))
-    changed: dict[str, list[RemoteObject]] = defaultdict(list)
-    for obj in listed:
-        if known.get(obj.key) != obj.etag:
-            changed[prefix_of(obj.key, depth)].append(obj)
-    return dict(changed)
-
-
-def run_key(prefix: str, objects: Iterable[RemoteObject]) -> str:
-    """A key that is the same for the same change, so that Dagster starts one run for it, however many ticks see it."""
-    digest = hashlib.sha256(prefix.encode("utf-8", "surrogatepass"))
-    for key, etag in sorted((o.key, o.etag) for o in objects):
-        digest.update(f"\0{key}\0{etag}".encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
+    files = {}
+    for file in store.partitions(schemas.RAW_AUDIO):
+        try:
+            files[prefix_for(file.partition or "")] = file
+        except ValueError:
+            log(f"{file.uri}: its partition is not one of a prefix; it is left out")
+    emptied = [s for s in states.values() if s.identity is not None and s.prefix not in files]
+    for known in emptied:
+        known.identity, known.stored, known.row_count = None, 0, 0
+    state.save(emptied)
+    stale = sorted(p for p, f in files.items() if p not in states or states[p].identity != f.identity)
+    done = 0
+    for start in range(0, len(stale), _READ_AT_ONCE):
+        if start and time.monotonic() > until:
+            break
+        chunk = stale[start : start + _READ_AT_ONCE]
+        rows = store.read(
+            schemas.RAW_AUDIO,
+            [partition_key_for(prefix) for prefix in chunk],
+            ["prefix", "id", "etag", "size_bytes", "status"],
+            # Asked for once all the same: its run says what is wrong with it.
+            on_unreadable=lambda bad: log(f"left out: {bad.reason}"),
+        )
+        digests: dict[str, int] = {}
+        counts: dict[str, int] = dict.fromkeys(chunk, 0)
+        columns = (rows.column(name).to_pylist() for name in ("prefix", "id", "etag", "size_bytes", "status"))
+        for prefix, key, etag, size, status in zip(*columns, strict=True):
+            counts[prefix] = counts.get(prefix, 0) + 1
+            if status != "gone" and etag is not None:
+                add(digests, prefix, object_digest(key, etag, size))
+        for prefix in chunk:
+            known = states.setdefault(prefix, PrefixState(prefix))
+            known.identity = files[prefix].identity
+            known.stored, known.row_count = digests.get(prefix, 0), counts[prefix]
+        state.save(states[prefix] for prefix in chunk)
+        done += len(chunk)
+    return len(stale) - done
 
 
 @dg.sensor(
     job=prefix_job,
-    minimum_interval_seconds=60,
+    minimum_interval_seconds=INTERVAL_S,
     default_status=dg.DefaultSensorStatus.RUNNING if sensors_on() else dg.DefaultSensorStatus.STOPPED,
 )
 def new_r2_objects_sensor(
@@ -50,23 +87,66 @@ def new_r2_objects_sensor(
     home: HomeResource,
     warehouse: dg.ResourceParam[PartitionedDuckDBIOManager],
 ) -> dg.SensorResult | dg.SkipReason:
-    """New and overwritten objects in R2: registers new prefixes and asks for one run per changed prefix."""
-    r2.check()
-    stored = warehouse.store().read(schemas.RAW_AUDIO, columns=["id", "etag"])
-    changed = changed_objects(list_objects(r2.get_client(), r2.bucket_name()), stored, home.depth())
-    if not changed:
-        return dg.SkipReason("Nothing new in the bucket.")
-    # Where the last tick ended, so that prefixes whose runs keep failing cannot starve the others.
-    after = context.cursor or ""
-    requested = sorted(changed, key=lambda prefix: (prefix <= after, prefix))[:MAX_RUN_REQUESTS]
+    """New, overwritten and vanished objects: registers new prefixes, asks for one run per changed prefix, retires.
+
+    A prefix that vanished stays a partition as long as it has rows, ``gone`` ones included; it is retired when they
+    were forgotten, or when it never had any.
+    """
+    until = time.monotonic() + WORKING_S
+    client, bucket = r2.get_client(), r2.bucket_name()
+    home.claim(bucket)
+    state = ListingState(home.paths().sensors)
+    states = state.load()
+    left = read_stored(warehouse.store(), state, states, until, context.log.warning)
+    if left:
+        return dg.SkipReason(f"Reading the tables: {left} partitions are left for the next ticks.")
+    about = f"{bucket} {home.depth()}"
+    scan = state.load_scan(about)
+    resumed = scan.pages > 0
+    scan.go_on(client, bucket, home.depth(), until)
+    if not scan.complete:
+        state.save_scan(scan, about)
+        return dg.SkipReason(f"Listing the bucket: {scan.keys} objects so far, as far as {scan.after!r}.")
+    crash_point("objects:listed")
     known = set(context.instance.get_dynamic_partitions(PARTITIONS_NAME))
-    new = [key for key in map(partition_key_for, requested) if key not in known]
-    context.log.info(f"{sum(map(len, changed.values()))} objects changed in {len(changed)} prefixes, {len(new)} new")
-    return dg.SensorResult(
-        run_requests=[
-            dg.RunRequest(run_key=run_key(prefix, changed[prefix]), partition_key=partition_key_for(prefix))
-            for prefix in requested
-        ],
-        dynamic_partitions_requests=[prefix_partitions.build_add_request(new)] if new else [],
-        cursor=requested[-1],
+    busy = partitions_in_flight(context.instance)
+    changes = compare(
+        scan.digests,
+        states,
+        registered=_prefixes(known),
+        is_busy=lambda prefix: partition_key_for(prefix) in busy,
+        has_run=lambda run_key: has_run(context.instance, run_key),
+        limit=MAX_RUN_REQUESTS,
+        now=time.time(),
     )
+    state.save(changes.changed, changes.forgotten)
+    if resumed:
+        state.save_scan(None, about)
+    crash_point("objects:asked")
+    asked = [*changes.again, *changes.new]
+    new = sorted({partition_key_for(s.prefix) for s in asked} - known)
+    retired = [partition_key_for(prefix) for prefix in changes.retired]
+    if not asked and not retired:
+        waits = f" {changes.waiting} prefixes wait for the end of a run." if changes.waiting else ""
+        return dg.SkipReason(f"Nothing new in the bucket.{waits}")
+    context.log.info(
+        f"{len(asked)} prefixes changed, {changes.waiting} more wait; {len(new)} are new, {len(retired)} retired"
+    )
+    return dg.SensorResult(
+        run_requests=[dg.RunRequest(run_key=s.run_key, partition_key=partition_key_for(s.prefix)) for s in asked],
+        dynamic_partitions_requests=[
+            *([prefix_partitions.build_add_request(new)] if new else []),
+            *([prefix_partitions.build_delete_request(retired)] if retired else []),
+        ],
+    )
+
+
+def _prefixes(partition_keys: set[str]) -> list[str]:
+    """The prefixes of those partition keys that are ours; a user may have added others by hand."""
+    prefixes = []
+    for key in partition_keys:
+        try:
+            prefixes.append(prefix_for(key))
+        except ValueError:
+            continue
+    return prefixes

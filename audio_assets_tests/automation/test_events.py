@@ -4,15 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
 from audio_assets.automation import r2_event_sensor
-from audio_assets.automation.jobs import prefix_job
-from audio_assets.automation.runs import MAX_RUN_REQUESTS, PARTITION_TAG, RUN_KEY_TAG
+from audio_assets.automation.runs import MAX_RUN_REQUESTS
 from audio_assets.doctor import diagnose
 from audio_assets.ingest.event_inbox import REMEMBERED_S, EventInbox
 from audio_assets.partitions import PARTITIONS_NAME
@@ -20,17 +19,10 @@ from audio_assets.resources.event_queue import EventQueueResource
 from audio_assets.resources.home import HomeResource
 from audio_assets.resources.r2 import R2Resource
 from audio_assets.settings import Home
+from audio_assets_tests.automation.conftest import Result, Tick, launch, requests
 from audio_assets_tests.queue_server import TOKEN, QueueServer
 
 BUCKET = "recordings"
-Result = dg.SensorResult | dg.SkipReason
-Tick = Callable[[], Result]
-
-
-@pytest.fixture
-def instance() -> Iterator[dg.DagsterInstance]:
-    with dg.instance_for_test() as instance:
-        yield instance
 
 
 @pytest.fixture
@@ -59,21 +51,6 @@ def tick(queue: QueueServer, instance: dg.DagsterInstance) -> Tick:
         return result
 
     return evaluate
-
-
-def requests(result: Result) -> dict[str, str]:
-    """Run key by partition."""
-    assert isinstance(result, dg.SensorResult), result
-    return {str(r.partition_key): str(r.run_key) for r in result.run_requests or []}
-
-
-def launch(
-    instance: dg.DagsterInstance, asked: dict[str, str], status: dg.DagsterRunStatus = dg.DagsterRunStatus.SUCCESS
-) -> None:
-    """Do what the daemon does with run requests, and let the runs come to ``status``."""
-    for partition, key in asked.items():
-        tags = {RUN_KEY_TAG: key, PARTITION_TAG: partition}
-        instance.add_run(dg.DagsterRun(job_name=prefix_job.name, status=status, tags=tags))
 
 
 def test_a_queue_with_nothing_in_it_asks_for_nothing(tick: Tick) -> None:

@@ -1,93 +1,102 @@
-"""When things run: the sensor's stories, told with a real S3 server, and the schedules."""
+"""The stories of the sensor that lists the bucket, told with a real S3 server."""
 
 import datetime
-from collections.abc import Callable, Iterator
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import dagster as dg
 import pytest
 
-from audio_assets.automation import (
-    MAX_RUN_REQUESTS,
-    changed_objects,
-    corpus_schedule,
-    discover_schedule,
-    new_r2_objects_sensor,
-    nightly_schedule,
-    run_key,
-)
-from audio_assets.definitions import build_definitions
+from audio_assets.automation import MAX_RUN_REQUESTS, new_objects, new_r2_objects_sensor, r2_event_sensor
 from audio_assets.demo import demo_objects
 from audio_assets.demo_server import WeedServer
-from audio_assets.ingest.listing import RemoteObject
-from audio_assets.partitions import PARTITIONS_NAME
+from audio_assets.ingest.intake import ingest_prefix
+from audio_assets.ingest.listing_state import ListingState
+from audio_assets.ingest.mirror import Mirror
+from audio_assets.partitions import PARTITIONS_NAME, prefix_for
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
 from audio_assets.resources.home import HomeResource
 from audio_assets.resources.r2 import R2Resource
 from audio_assets.schemas import RAW_AUDIO
+from audio_assets.settings import Home, sensors_on
+from audio_assets.storage.partition_files import PartitionStore
+from audio_assets_tests.automation.conftest import Result, Tick, launch, requests
 from audio_assets_tests.conftest import r2_environment
 
 CLIP = next(o.body for o in demo_objects() if o.key.endswith(".ogg"))
 OTHER_CLIP = next(o.body for o in demo_objects() if o.key.endswith("08.mp3"))
 
 
-@pytest.fixture
-def instance() -> Iterator[dg.DagsterInstance]:
-    with dg.instance_for_test() as instance:
-        yield instance
+class Bucket:
+    """An empty bucket of this test's own."""
+
+    def __init__(self, client: Any, name: str) -> None:
+        self.client, self.name = client, name
+
+    def put(self, *keys: str, body: bytes = CLIP) -> None:
+        for key in keys:
+            self.client.put_object(Bucket=self.name, Key=key, Body=body)
+
+    def delete(self, *keys: str) -> None:
+        for key in keys:
+            self.client.delete_object(Bucket=self.name, Key=key)
 
 
 @pytest.fixture
-def bucket(weed: WeedServer, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Any:
-    """An empty bucket of this test's own; gives ``put(key, body)``."""
+def bucket(weed: WeedServer, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Bucket:
     name = f"sensor-{abs(hash(request.node.name)) % 10**8}"
     client = weed.client()
     client.create_bucket(Bucket=name)
-    for variable, value in r2_environment(weed).items():
+    for variable, value in {**r2_environment(weed), "R2_BUCKET": name}.items():
         monkeypatch.setenv(variable, value)
-    monkeypatch.setenv("R2_BUCKET", name)
-
-    def put(key: str, body: bytes = CLIP) -> None:
-        client.put_object(Bucket=name, Key=key, Body=body)
-
-    return put
-
-
-Tick = Callable[[], "dg.SensorResult | dg.SkipReason"]
+    return Bucket(client, name)
 
 
 @pytest.fixture
-def tick(bucket: Any, instance: dg.DagsterInstance) -> Tick:
-    """Evaluate the sensor as the daemon does, the cursor included, and register the partitions that it asks for."""
-    cursor: list[str | None] = [None]
+def tick(bucket: Bucket, instance: dg.DagsterInstance) -> Tick:
+    """Evaluate the sensor, and do with its partitions what the daemon does. No run is made."""
 
-    def evaluate() -> dg.SensorResult | dg.SkipReason:
-        context = dg.build_sensor_context(instance=instance, cursor=cursor[0])
+    def evaluate() -> Result:
         result = new_r2_objects_sensor(
-            context, r2=R2Resource(), home=HomeResource(), warehouse=PartitionedDuckDBIOManager()
+            dg.build_sensor_context(instance=instance),
+            r2=R2Resource(),
+            home=HomeResource(),
+            warehouse=PartitionedDuckDBIOManager(),
         )
-        if isinstance(result, dg.SensorResult):
-            cursor[0] = result.cursor
-            for request in result.dynamic_partitions_requests or []:
-                instance.add_dynamic_partitions(PARTITIONS_NAME, list(request.partition_keys))
         assert isinstance(result, dg.SensorResult | dg.SkipReason)
+        if isinstance(result, dg.SensorResult):
+            for request in result.dynamic_partitions_requests or []:
+                if isinstance(request, dg.AddDynamicPartitionsRequest):
+                    instance.add_dynamic_partitions(PARTITIONS_NAME, list(request.partition_keys))
+                else:
+                    for key in request.partition_keys:
+                        instance.delete_dynamic_partition(PARTITIONS_NAME, key)
         return result
 
     return evaluate
 
 
-def partitions(result: dg.SensorResult | dg.SkipReason) -> list[str]:
-    assert isinstance(result, dg.SensorResult), result
-    return [str(request.partition_key) for request in result.run_requests or []]
+Ingest = Callable[[dict[str, str]], None]
 
 
-def ingest(instance: dg.DagsterInstance, partition: str) -> None:
-    """Do what the run that the sensor asked for does first."""
-    job = build_definitions().resolve_job_def("prefix_job")
-    done = job.execute_in_process(
-        instance=instance, partition_key=partition, asset_selection=[dg.AssetKey("raw_audio")]
-    )
-    assert done.success
+@pytest.fixture
+def ingest(bucket: Bucket, instance: dg.DagsterInstance, home: Home) -> Ingest:
+    """Do what the runs that the sensor asked for do first: bring mirror and `raw_audio` in step with the bucket."""
+    store = PartitionStore(home.tables)
+
+    def run(asked: dict[str, str]) -> None:
+        for partition in asked:
+            previous = store.read(RAW_AUDIO, [partition])
+            prefix = prefix_for(partition)
+            done = ingest_prefix(bucket.client, bucket.name, prefix, 1, Mirror(home.audio), previous)
+            store.write(RAW_AUDIO, done.table, partition)
+        launch(instance, asked)
+
+    return run
 
 
 def test_an_empty_bucket_asks_for_nothing(tick: Tick) -> None:
@@ -95,69 +104,217 @@ def test_an_empty_bucket_asks_for_nothing(tick: Tick) -> None:
 
 
 def test_the_first_object_registers_its_prefix_and_asks_for_one_run(
-    tick: Tick, bucket: Any, instance: dg.DagsterInstance
+    tick: Tick, bucket: Bucket, instance: dg.DagsterInstance
 ) -> None:
-    bucket("calls/a.ogg")
-    assert partitions(tick()) == ["calls"]
+    bucket.put("calls/a.ogg")
+    assert list(requests(tick())) == ["calls"]
     assert instance.get_dynamic_partitions(PARTITIONS_NAME) == ["calls"]
 
 
-def test_what_was_taken_in_is_not_new(tick: Tick, bucket: Any, instance: dg.DagsterInstance) -> None:
-    bucket("calls/a.ogg")
+def test_what_was_taken_in_is_not_new_and_what_comes_after_it_is(tick: Tick, bucket: Bucket, ingest: Ingest) -> None:
+    bucket.put("calls/a.ogg", "lectures/b.ogg")
+    ingest(requests(tick()))
+    assert isinstance(tick(), dg.SkipReason), "nothing new"
+    bucket.put("calls/a.ogg", body=OTHER_CLIP)
+    assert list(requests(tick())) == ["calls"], "overwritten"
+    bucket.put("lectures/c.ogg")
+    both = requests(tick())
+    assert sorted(both) == ["calls", "lectures"], "both: the first was not launched yet"
+    ingest(both)
+    assert isinstance(tick(), dg.SkipReason)
+
+
+def test_two_new_prefixes_are_two_runs_whatever_they_hold(tick: Tick, bucket: Bucket) -> None:
+    bucket.put("calls/a.ogg", "calls/b.ogg", "lectures/c.ogg", "at-the-root.ogg")
+    assert sorted(requests(tick())) == ["_root_", "calls", "lectures"]
+
+
+def test_an_object_that_vanished_is_a_change_and_its_prefix_stays_while_it_has_rows(
+    tick: Tick, bucket: Bucket, ingest: Ingest, instance: dg.DagsterInstance
+) -> None:
+    bucket.put("calls/a.ogg")
+    ingest(requests(tick()))
+    bucket.delete("calls/a.ogg")
+    ingest(requests(tick()))
+    for _ in range(3):
+        assert isinstance(tick(), dg.SkipReason)
+    assert instance.get_dynamic_partitions(PARTITIONS_NAME) == ["calls"]
+
+
+def test_a_prefix_without_objects_and_rows_is_retired_after_two_looks(
+    tick: Tick, bucket: Bucket, instance: dg.DagsterInstance
+) -> None:
+    instance.add_dynamic_partitions(PARTITIONS_NAME, ["never-there", "somebody's own..."])
+    assert isinstance(tick(), dg.SkipReason)
+    assert isinstance(tick(), dg.SensorResult)
+    assert instance.get_dynamic_partitions(PARTITIONS_NAME) == ["somebody's own..."]
+    bucket.put("never-there/a.ogg")
+    assert list(requests(tick())) == ["never-there"]
+
+
+def test_a_prefix_whose_rows_were_forgotten_is_retired(
+    tick: Tick, bucket: Bucket, ingest: Ingest, instance: dg.DagsterInstance, home: Home
+) -> None:
+    bucket.put("calls/a.ogg")
+    ingest(requests(tick()))
+    bucket.delete("calls/a.ogg")
+    ingest(requests(tick()))
+    PartitionStore(home.tables).delete(RAW_AUDIO, "calls")
+    while instance.get_dynamic_partitions(PARTITIONS_NAME):
+        tick()
+    bucket.put("calls/a.ogg")
+    assert list(requests(tick())) == ["calls"], "it may come back"
+
+
+def test_a_change_is_asked_for_once_however_many_ticks_see_it(
+    tick: Tick, bucket: Bucket, instance: dg.DagsterInstance
+) -> None:
+    bucket.put("calls/a.ogg")
+    launch(instance, requests(tick()), dg.DagsterRunStatus.FAILURE)
+    for _ in range(3):
+        assert isinstance(tick(), dg.SkipReason)
+    bucket.put("calls/b.ogg")
+    assert list(requests(tick())) == ["calls"], "another change is another request"
+
+
+def test_what_dagster_did_not_take_over_is_asked_for_again_with_the_same_key(tick: Tick, bucket: Bucket) -> None:
+    bucket.put("calls/a.ogg")
+    assert requests(tick()) == requests(tick())
+
+
+def test_a_change_that_was_undone_and_comes_back_is_another(
+    tick: Tick, bucket: Bucket, ingest: Ingest, instance: dg.DagsterInstance
+) -> None:
+    keys = []
+    for _ in range(2):
+        bucket.put("calls/a.ogg")
+        asked = requests(tick())
+        ingest(asked)
+        bucket.delete("calls/a.ogg")
+        undone = requests(tick())
+        ingest(undone)
+        keys += [asked["calls"], undone["calls"]]
+    assert len(set(keys)) == 4
+
+
+def test_while_a_prefix_is_worked_on_its_changes_wait(tick: Tick, bucket: Bucket, instance: dg.DagsterInstance) -> None:
+    bucket.put("calls/a.ogg")
+    launch(instance, requests(tick()), dg.DagsterRunStatus.STARTED)
+    bucket.put("calls/b.ogg")
+    result = tick()
+    assert isinstance(result, dg.SkipReason) and "1 prefixes wait" in str(result.skip_message)
+    [run] = instance.get_runs()
+    instance.delete_run(run.run_id)
+    assert list(requests(tick())) == ["calls"]
+
+
+def test_files_that_are_not_audio_are_no_news(tick: Tick, bucket: Bucket) -> None:
+    bucket.put("calls/readme.txt", body=b"hello")
+    assert isinstance(tick(), dg.SkipReason)
+
+
+def test_a_tick_is_capped_and_the_next_one_carries_on(tick: Tick, bucket: Bucket, instance: dg.DagsterInstance) -> None:
+    bucket.put(*(f"p{n:03}/a.wav" for n in range(MAX_RUN_REQUESTS + 20)), body=b"x")
+    first = requests(tick())
+    launch(instance, first)
+    second = requests(tick())
+    launch(instance, second)
+    assert (len(first), len(second)) == (MAX_RUN_REQUESTS, 20)
+    assert first.keys() | second.keys() == {f"p{n:03}" for n in range(MAX_RUN_REQUESTS + 20)}
+    assert isinstance(tick(), dg.SkipReason)
+
+
+@pytest.mark.parametrize("skew", [datetime.timedelta(days=-1), datetime.timedelta(days=1), None])
+def test_clocks_that_are_off_and_equal_times_lose_nothing(
+    tick: Tick,
+    bucket: Bucket,
+    ingest: Ingest,
+    monkeypatch: pytest.MonkeyPatch,
+    skew: datetime.timedelta | None,
+) -> None:
+    """The server's times are a day off, the other way at every listing, or all the same second (None)."""
+    get_client = R2Resource.get_client
+    turn = [1]
+
+    def shifted(parsed: dict[str, Any], **_: Any) -> None:
+        turn[0] = -turn[0]
+        for entry in parsed.get("Contents", []):
+            if skew is None:
+                entry["LastModified"] = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
+            else:
+                entry["LastModified"] += skew * turn[0]
+
+    def with_other_times(self: R2Resource) -> Any:
+        client = get_client(self)
+        client.meta.events.register("after-call.s3.ListObjectsV2", shifted)
+        return client
+
+    monkeypatch.setattr(R2Resource, "get_client", with_other_times)
+    bucket.put("calls/a.ogg")
+    ingest(requests(tick()))
+    bucket.put("calls/b.ogg")
+    ingest(requests(tick()))
+    bucket.put("calls/a.ogg", body=OTHER_CLIP)
+    ingest(requests(tick()))
+    assert isinstance(tick(), dg.SkipReason)
+
+
+def test_a_listing_that_takes_longer_than_a_tick_is_gone_on_with(
+    tick: Tick, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get_client = R2Resource.get_client
+    listed: list[str | None] = []
+
+    def two_a_page(params: dict[str, Any], **_: Any) -> None:
+        listed.append(params.get("StartAfter"))
+        params["MaxKeys"] = 2
+
+    def paging(self: R2Resource) -> Any:
+        client = get_client(self)
+        client.meta.events.register("provide-client-params.s3.ListObjectsV2", two_a_page)
+        return client
+
+    monkeypatch.setattr(R2Resource, "get_client", paging)
+    monkeypatch.setattr(new_objects, "WORKING_S", 0.0)
+    bucket.put(*(f"p{n}/a.wav" for n in range(5)), body=b"x")
+    results = [tick(), tick(), tick()]
+    assert [type(r) for r in results] == [dg.SkipReason, dg.SkipReason, dg.SensorResult]
+    assert listed == [None, "p1/a.wav", "p3/a.wav"]
+    assert sorted(requests(results[2])) == [f"p{n}" for n in range(5)]
+
+
+def test_tables_that_take_longer_than_a_tick_are_gone_on_with(
+    tick: Tick, bucket: Bucket, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = PartitionStore(home.tables)
+    for n in range(3):
+        row = {"id": f"p{n}/a.wav", "prefix": f"p{n}/", "metadata": [], "status": "gone"}
+        store.write(RAW_AUDIO, RAW_AUDIO.from_rows([row]), f"p{n}")
+    monkeypatch.setattr(new_objects, "_READ_AT_ONCE", 2)
+    monkeypatch.setattr(new_objects, "WORKING_S", 0.0)
+    first = tick()
+    assert isinstance(first, dg.SkipReason) and "1 partitions are left" in str(first.skip_message)
+    assert "Nothing new" in str(tick().skip_message)  # type: ignore[union-attr]
+
+
+def test_only_tables_that_were_written_since_are_read_again(
+    tick: Tick, bucket: Bucket, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.put("calls/a.ogg", "lectures/b.ogg")
+    ingest(requests(tick()))
     tick()
-    ingest(instance, "calls")
-    assert isinstance(tick(), dg.SkipReason)
+    bucket.put("calls/c.ogg")
+    ingest(requests(tick()))
+    read: list[Any] = []
+    original = PartitionStore.read
 
+    def spy(self: PartitionStore, table: Any, partitions: Any = None, *rest: Any, **more: Any) -> Any:
+        read.append(partitions)
+        return original(self, table, partitions, *rest, **more)
 
-def test_two_new_prefixes_are_two_runs_whatever_they_hold(tick: Tick, bucket: Any) -> None:
-    for key in ("calls/a.ogg", "calls/b.ogg", "lectures/c.ogg", "at-the-root.ogg"):
-        bucket(key)
-    assert sorted(partitions(tick())) == ["_root_", "calls", "lectures"]
-
-
-def test_an_overwritten_object_is_a_change(tick: Tick, bucket: Any, instance: dg.DagsterInstance) -> None:
-    bucket("calls/a.ogg")
-    bucket("lectures/b.ogg")
-    for partition in partitions(tick()):
-        ingest(instance, partition)
-    bucket("calls/a.ogg", OTHER_CLIP)
-    assert partitions(tick()) == ["calls"]
-
-
-def test_the_same_change_has_the_same_run_key_and_another_change_another(tick: Tick, bucket: Any) -> None:
-    bucket("calls/a.ogg")
-    first, again = tick(), tick()
-    bucket("calls/b.ogg")
-    later = tick()
-    keys = [[r.run_key for r in result.run_requests or []] for result in (first, again, later)]  # type: ignore[union-attr]
-    assert keys[0] == keys[1] != keys[2]
-
-
-def test_files_that_are_not_audio_are_no_news(tick: Tick, bucket: Any) -> None:
-    bucket("calls/readme.txt", b"hello")
-    assert isinstance(tick(), dg.SkipReason)
-
-
-def test_a_tick_is_capped_and_the_next_one_carries_on(tick: Tick, monkeypatch: pytest.MonkeyPatch) -> None:
-    listed = [RemoteObject(f"p{n:03}/a.wav", "etag", 1, None) for n in range(MAX_RUN_REQUESTS + 20)]
-    monkeypatch.setattr("audio_assets.automation.new_objects.list_objects", lambda client, bucket: iter(listed))
-    first, second = partitions(tick()), partitions(tick())
-    assert len(first) == len(second) == MAX_RUN_REQUESTS
-    assert set(first) | set(second) == {f"p{n:03}" for n in range(MAX_RUN_REQUESTS + 20)}
-
-
-def test_equal_times_and_old_times_do_not_hide_a_change() -> None:
-    stored = RAW_AUDIO.from_rows([{"id": "a/1.wav", "prefix": "a/", "etag": "x", "status": "ok"}]).select(
-        ["id", "etag"]
-    )
-    long_ago = datetime.datetime(2001, 1, 1, tzinfo=datetime.timezone.utc)
-    listed = [RemoteObject("a/1.wav", "x", 1, None), RemoteObject("b/2.wav", "y", 1, long_ago)]
-    assert list(changed_objects(listed, stored, 1)) == ["b/"]
-
-
-def test_the_run_key_tells_a_key_from_an_etag() -> None:
-    one, other = RemoteObject("a/b", "c", 1, None), RemoteObject("a/bc", "", 1, None)
-    assert run_key("a/", [one]) != run_key("a/", [other])
+    monkeypatch.setattr(PartitionStore, "read", spy)
+    tick()
+    assert read == [["calls"]]
 
 
 def test_a_wrong_setting_fails_the_tick_and_is_named(tick: Tick, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,20 +323,55 @@ def test_a_wrong_setting_fails_the_tick_and_is_named(tick: Tick, monkeypatch: py
         tick()
 
 
-def test_every_night_every_prefix_is_brought_up_to_date(instance: dg.DagsterInstance) -> None:
-    instance.add_dynamic_partitions(PARTITIONS_NAME, ["calls", "lectures"])
-    night = datetime.datetime(2026, 11, 23, 3, tzinfo=datetime.timezone.utc)
-    definitions = build_definitions()
-    context = dg.build_schedule_context(
-        instance=instance, scheduled_execution_time=night, repository_def=definitions.get_repository_def()
+DRIVER = """
+import os, sys, json
+import dagster as dg
+from audio_assets.automation import new_r2_objects_sensor
+from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
+from audio_assets.resources.home import HomeResource
+from audio_assets.resources.r2 import R2Resource
+
+def tick():
+    with dg.instance_for_test() as instance:
+        return new_r2_objects_sensor(
+            dg.build_sensor_context(instance=instance), r2=R2Resource(), home=HomeResource(),
+            warehouse=PartitionedDuckDBIOManager(),
+        )
+
+for point in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        os.environ["AUDIO_ASSETS_CRASH_AT"] = point
+        tick()
+        os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), f"not killed at {point}"
+print(json.dumps({r.partition_key: r.run_key for r in tick().run_requests}))
+"""
+
+
+def test_a_tick_that_is_killed_at_any_point_loses_nothing_and_doubles_nothing(bucket: Bucket, home: Home) -> None:
+    bucket.put("calls/a.ogg", "lectures/b.ogg")
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, "objects:listed", "objects:asked"],
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
-    requests = nightly_schedule.evaluate_tick(context).run_requests
-    assert requests is not None
-    assert [r.partition_key for r in requests] == ["calls", "lectures"]
-    assert len({r.run_key for r in requests}) == 2
+    assert done.returncode == 0, done.stderr
+    asked = json.loads(done.stdout.splitlines()[-1])
+    assert sorted(asked) == ["calls", "lectures"]
+    # The keys are those that the killed tick had decided on: runs it may have started are not started again.
+    remembered = ListingState(home.sensors).load()
+    assert {p.removesuffix("/"): s.run_key for p, s in remembered.items()} == asked
 
 
-def test_nothing_runs_by_itself_until_it_is_switched_on() -> None:
-    assert new_r2_objects_sensor.default_status == dg.DefaultSensorStatus.STOPPED
-    for schedule in (discover_schedule, nightly_schedule, corpus_schedule):
-        assert schedule.default_status == dg.DefaultScheduleStatus.STOPPED
+def test_the_sensors_are_off_until_they_are_switched_on_or_a_setting_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    sensors = [new_r2_objects_sensor, r2_event_sensor]
+    assert {s.default_status for s in sensors} == {dg.DefaultSensorStatus.STOPPED}
+    code = "from audio_assets.definitions import defs; print(*(s.default_status.value for s in defs.sensors))"
+    environment = {**os.environ, "AUDIO_ASSETS_SENSORS": "on"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == {"RUNNING"}
+    monkeypatch.setenv("AUDIO_ASSETS_SENSORS", "perhaps")
+    assert not sensors_on(), "definitions load whatever is set"
