@@ -17,7 +17,7 @@ demo: .venv/.demo ## the whole pipeline on recorded speech: no key, no cloud
 test: .venv/.dev ## the tests
 	$(BIN)/pytest -n 2 --dist loadfile
 
-slow-test: .venv/.dev ## the tests that take minutes
+slow-test: .venv/.slow-test ## the tests that take minutes
 	$(BIN)/pytest -m slow
 
 api-test: .venv/.dev .venv-api/.done ## the API engine against real OpenAI-compatible servers
@@ -53,6 +53,8 @@ lock: ## refresh the hash-locked requirements (needs uv)
 		-c requirements-dev.txt --extra bench -o requirements-bench.txt pyproject.toml
 	uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header \
 		--group api-test -o requirements-api-test.txt
+	uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header \
+		--group slow-test -o requirements-slow-test.txt
 
 clean: ## remove .venv and .venv-api; data/ stays
 	rm -rf .venv .venv-api build *.egg-info
@@ -77,6 +79,10 @@ clean: ## remove .venv and .venv-api; data/ stays
 
 .venv/.bench: .venv/.dev requirements-bench.txt
 	@$(PIP_INSTALL) --require-hashes -r requirements-bench.txt
+	@touch $@
+
+.venv/.slow-test: .venv/.dev requirements-slow-test.txt
+	@$(PIP_INSTALL) --require-hashes -r requirements-slow-test.txt
 	@touch $@
 
 # The servers keep to themselves: they pin a web stack of their own.

@@ -178,6 +178,7 @@ SEGMENT = pa.struct(
         ("compression_ratio", _F64),
         ("words", pa.list_(WORD)),
         ("channel", _I64),
+        ("language", _STR),
         ("flags", _STRINGS),
     ]
 )
@@ -249,7 +250,11 @@ TRANSCRIPTS = Table(
         Column("language_probability", _F64, "0 to 1; null when the engine does not say"),
         Column("duration_s", _F64, "length of the decoded audio"),
         Column("speech_s", _F64, "length of the speech in it, by voice activity detection"),
-        Column("segments", pa.list_(SEGMENT), "timed pieces of the text, with Whisper's confidence"),
+        Column(
+            "segments",
+            pa.list_(SEGMENT),
+            "timed pieces of the text, with Whisper's confidence and the language of their window",
+        ),
         Column("engine", _STR, "local or openai"),
         Column("model", _STR, "name of the model"),
         Column("fingerprint", _STR, "SHA-256 over engine, model, decoding options and pipeline version"),

@@ -40,7 +40,8 @@ class Word:
 class Segment:
     """A timed piece of text. Scores are null where the engine does not give them.
 
-    ``channel`` counts from 0 and is null unless channels were transcribed apart; ``flags`` are those of `judge.FLAGS`.
+    ``channel`` counts from 0 and is null unless channels were transcribed apart; ``language`` is that of its window,
+    ISO 639-1; ``flags`` are those of `judge.FLAGS`.
     """
 
     start_s: float
@@ -51,6 +52,7 @@ class Segment:
     compression_ratio: float | None = None
     words: tuple[Word, ...] | None = None
     channel: int | None = None
+    language: str | None = None
     flags: tuple[str, ...] = ()
 
     def shifted(self, offset_s: float) -> Segment:

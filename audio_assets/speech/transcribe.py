@@ -420,7 +420,7 @@ class _Run:
             self._fail(job, bad[0])
             return
         segments = [
-            replace(_trimmed(segment.shifted(job.offsets_s[i])), channel=job.channels[i])
+            replace(_trimmed(segment.shifted(job.offsets_s[i])), channel=job.channels[i], language=o.language)
             for i, o in good.items()
             for segment in o.segments
             if segment.text.strip()
