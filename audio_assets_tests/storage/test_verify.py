@@ -246,6 +246,7 @@ def test_a_cache_entry_that_was_restored_is_one_that_the_transcriber_takes(all_:
         "compression_ratio": 1.0,
         "words": [word],
         "channel": 1,
+        "language": "en",
         "flags": ["low_confidence"],
     }
     rows[0] |= {"segments": [segment], "engine": "local", "model": "tiny.en", "cost_usd": 0.5, "flags": ["clipped"]}
