@@ -25,6 +25,7 @@ from audio_assets.automation import (
     nightly_schedule,
     prefix_job,
     r2_event_sensor,
+    run_failure_sensor,
 )
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
 from audio_assets.resources.event_queue import EventQueueResource
@@ -55,7 +56,7 @@ def build_definitions(**resources: Any) -> dg.Definitions:
         asset_checks=[transcripts_model_retirement],
         jobs=[discover_job, prefix_job, corpus_job],
         schedules=[discover_schedule, nightly_schedule, corpus_schedule],
-        sensors=[new_r2_objects_sensor, r2_event_sensor],
+        sensors=[new_r2_objects_sensor, r2_event_sensor, run_failure_sensor],
         resources={
             "r2": R2Resource(),
             "whisper": WhisperResource(),

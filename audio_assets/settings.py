@@ -63,6 +63,10 @@ class Settings(BaseSettings):
     audio_assets_sensors: Literal["on", "off"] = Field(
         "off", description="`on` starts the sensors by themselves, in production; `off` leaves that to the UI"
     )
+    audio_assets_webhook_url: SecretStr | None = Field(
+        None,
+        description="where `run_failure_sensor` posts a line of JSON for each failed run; https, unless on loopback",
+    )
 
 
 @dataclass(frozen=True)

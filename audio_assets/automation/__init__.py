@@ -1,6 +1,7 @@
 """When things run: jobs, schedules and sensors."""
 
 from audio_assets.automation.events import r2_event_sensor
+from audio_assets.automation.failures import run_failure_sensor
 from audio_assets.automation.jobs import corpus_job, discover_job, prefix_job
 from audio_assets.automation.new_objects import new_r2_objects_sensor
 from audio_assets.automation.runs import MAX_RUN_REQUESTS
@@ -16,4 +17,5 @@ __all__ = [
     "nightly_schedule",
     "prefix_job",
     "r2_event_sensor",
+    "run_failure_sensor",
 ]
