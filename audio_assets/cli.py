@@ -151,9 +151,29 @@ def demo(keep_server: bool) -> int:
 
 @cli.command()
 @click.option("--prefix", "prefixes", multiple=True, metavar="P", help="Only keys that start with P.")
+@click.option("--sensors", is_flag=True, help="Show instead what each way of noticing objects costs a month.")
+@click.option(
+    "--keys", type=click.IntRange(min=0), metavar="N", help="With --sensors: for N objects, without listing the bucket."
+)
+@click.option(
+    "--changes",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="With --sensors: uploads and deletions a month. Default: the uploads of the last 30 days.",
+)
 @_json
-def plan(prefixes: tuple[str, ...], as_json: bool) -> int:
+def plan(prefixes: tuple[str, ...], sensors: bool, keys: int | None, changes: int | None, as_json: bool) -> int:
     """Show what a run would do: files, hours, silence, duplicates, cached, cost by engine and model. Spends nothing."""
+    if sensors:
+        if prefixes:
+            raise click.UsageError("--sensors is about the whole bucket; leave out --prefix")
+        from audio_assets.sensor_costs import bucket_costs
+
+        costs = bucket_costs(keys, changes)
+        click.echo(json.dumps(costs.as_dict()) if as_json else "\n".join(costs.lines()))
+        return 0
+    if keys is not None or changes is not None:
+        raise click.UsageError("--keys and --changes go with --sensors")
     from audio_assets.plan import make_plan
 
     made = make_plan(prefixes)

@@ -18,7 +18,18 @@ LAYERS = [
     {"resources"},
     {"assets", "automation", "checks"},
     {"definitions"},
-    {"interrupts", "runner", "plan", "forget", "compare", "doctor", "dagster_home", "demo_server", "terminal"},
+    {
+        "interrupts",
+        "runner",
+        "plan",
+        "sensor_costs",
+        "forget",
+        "compare",
+        "doctor",
+        "dagster_home",
+        "demo_server",
+        "terminal",
+    },
     {"demo", "cli", "__main__"},
 ]
 SHARED_TOOL = "audio_assets.storage.atomic"

@@ -7,6 +7,7 @@ Times play no part: clocks that are off, equal times and late keys cannot hide a
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import time
 import unicodedata
@@ -69,3 +70,31 @@ class BucketScan:
                 start = {} if self.complete else {"ContinuationToken": page["NextContinuationToken"]}
                 if until is not None and time.monotonic() > until:
                     break
+
+
+@dataclass(frozen=True)
+class BucketCount:
+    """How much is in the bucket: ``keys`` of all kinds, ``recent`` ones written since a time, audio ``prefixes``."""
+
+    keys: int
+    recent: int
+    prefixes: int
+
+
+def count_objects(client: Any, bucket: str, depth: int, since: datetime.datetime) -> BucketCount:
+    """Count by one listing of the whole bucket; memory grows with prefixes, not with objects.
+
+    Raises:
+        SettingsError: the bucket, the credentials or the endpoint are wrong.
+        AudioAssetsError: the server failed in another way.
+    """
+    keys = recent = 0
+    prefixes: set[str] = set()
+    with translated(client, bucket, "list the bucket"):
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+            for entry in page.get("Contents", ()):
+                keys += 1
+                recent += entry["LastModified"] >= since
+                if is_audio(entry["Key"]):
+                    prefixes.add(prefix_of(entry["Key"], depth))
+    return BucketCount(keys, recent, len(prefixes))
