@@ -209,27 +209,31 @@ def compare_models(first: str, second: str, sample: int, max_cost: float | None,
 @_json
 def export(output_formats: tuple[str, ...], all_columns: bool, include_partial: bool, as_json: bool) -> int:
     """Write exports from what is stored; nothing is downloaded or transcribed."""
-    from audio_assets import settings
+    from audio_assets import settings, terminal
     from audio_assets.storage.exports import export_corpus
     from audio_assets.storage.partition_files import PartitionStore
 
     home = settings.home()
+    left_out: list[str] = []
     files = export_corpus(
         PartitionStore(home.tables),
         home.exports,
         list(dict.fromkeys(output_formats)),
         all_columns=all_columns,
         include_partial=include_partial,
+        on_unreadable=lambda bad: left_out.append(bad.reason),
     )
+    for reason in left_out:
+        terminal.say_warning(f"left out: {reason}")
     if as_json:
         entries = [
             {"format": f.format, "path": str(f.path), "row_count": f.row_count, "sha256": f.sha256} for f in files
         ]
-        click.echo(json.dumps({"exports": entries}))
+        click.echo(json.dumps({"exports": entries, "left_out": left_out}, ensure_ascii=False))
     else:
         for file in files:
             click.echo(f"{file.path}  {file.row_count} rows, {file.size_bytes / 1e3:.1f} kB")
-    return 0
+    return EXIT_FILES_FAILED if left_out else 0
 
 
 @cli.command()

@@ -123,6 +123,11 @@ def _shown(path: str) -> str:
     return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else path
 
 
+def say_warning(message: str) -> None:
+    """One line on stderr, for what does not stop the command."""
+    print(f"warning: {printable(message)}", file=sys.stderr)  # noqa: T201 - the place where it belongs
+
+
 def say_error(message: str) -> None:
     """One line on stderr."""
     print(f"error: {printable(message)}", file=sys.stderr)  # noqa: T201 - the place where it belongs

@@ -124,6 +124,7 @@ def corpus_export(
     warehouse: dg.ResourceParam[PartitionedDuckDBIOManager],
 ) -> dg.MaterializeResult[None]:
     """Write the exports, each aside and then put in place."""
+    left_out: list[str] = []
     with readable_errors():
         files = export_corpus(
             warehouse.store(),
@@ -131,10 +132,14 @@ def corpus_export(
             list(dict.fromkeys(config.formats)),
             all_columns=config.all_columns,
             include_partial=config.include_partial,
+            on_unreadable=lambda bad: left_out.append(bad.reason),
         )
+    for reason in left_out:
+        context.log.warning(f"left out: {reason}")
     return dg.MaterializeResult(
         metadata={
             "directory": dg.MetadataValue.path(str(home.paths().exports)),
+            "left_out": dg.MetadataValue.json(left_out),
             "dagster/row_count": files[0].row_count if files else 0,
             "preview": preview(
                 pa.table(

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +24,14 @@ import pyarrow.parquet as pq
 from audio_assets import partitions, schemas
 from audio_assets.errors import StorageError
 from audio_assets.storage import atomic
-from audio_assets.storage.partition_files import ROW_GROUP_ROWS, WRITE_KEY, PartitionStore, adapt, first_line
+from audio_assets.storage.partition_files import (
+    ROW_GROUP_ROWS,
+    WRITE_KEY,
+    PartitionStore,
+    Unreadable,
+    adapt,
+    first_line,
+)
 from audio_assets.storage.warehouse import quoted, sql_type
 
 FORMATS = ("json", "parquet", "sqlite", "duckdb")
@@ -100,6 +107,7 @@ def export_corpus(
     all_columns: bool = False,
     prefixes: Sequence[str] | None = None,
     include_partial: bool = False,
+    on_unreadable: Callable[[Unreadable], None] | None = None,
 ) -> list[ExportFile]:
     """Write ``corpus.*`` and ``MANIFEST.json`` into ``directory``.
 
@@ -113,17 +121,52 @@ def export_corpus(
         all_columns: every column of raw_audio, transcripts and tokens instead of id, transcription and tokens.
         prefixes: only these R2 prefixes; None for all.
         include_partial: also recordings whose transcript is not complete yet.
+        on_unreadable: called with each file that is damaged or foreign; its partition is left out, and
+            ``MANIFEST.json`` says so.
 
     Raises:
         ValueError: an unknown format.
-        StorageError: a partition file is damaged, or the disk refused. Earlier exports are untouched.
+        StorageError: a partition file is damaged and ``on_unreadable`` is not given, or the disk refused. Earlier
+            exports are untouched.
     """
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
         raise ValueError(f"unknown export format {unknown[0]!r}; use {', '.join(FORMATS)}" if unknown else "no format")
     wanted = [name for name in FORMATS if name in formats]
+    if on_unreadable is not None:
+        for foreign in store.scan(schemas.TRANSCRIPTS).unreadable:
+            on_unreadable(foreign)
+    left_out: set[str] = set()
+    while True:
+        try:
+            return _export(store, directory, wanted, all_columns, prefixes, include_partial, left_out)
+        except _UnreadablePartitionError as error:
+            if on_unreadable is None:
+                raise StorageError(str(error)) from error
+            # Some of its rows may be written already: the export starts anew without it.
+            left_out.add(error.partition)
+            on_unreadable(Unreadable(str(error).partition(": ")[0], str(error)))
+
+
+class _UnreadablePartitionError(StorageError):
+    """A partition that cannot be exported because one of its files cannot be read."""
+
+    def __init__(self, partition: str, reason: str):
+        super().__init__(reason)
+        self.partition = partition
+
+
+def _export(
+    store: PartitionStore,
+    directory: Path,
+    wanted: list[str],
+    all_columns: bool,
+    prefixes: Sequence[str] | None,
+    include_partial: bool,
+    left_out: Collection[str],
+) -> list[ExportFile]:
     statuses = [*_EXPORTED, "partial"] if include_partial else list(_EXPORTED)
-    keys = _partition_keys(store, prefixes)
+    keys = [key for key in _partition_keys(store, prefixes) if key not in left_out]
     schema = export_schema(all_columns)
     directory.mkdir(parents=True, exist_ok=True)
     atomic.remove_stale_temps(directory)
@@ -154,7 +197,7 @@ def export_corpus(
             ExportFile(name, directory / FILE_NAMES[name], rows, size, digest)
             for name, size, digest in zip(wanted, sizes, sums, strict=True)
         ]
-        _write_manifest(directory, files, schema, record.hexdigest(), prefixes, include_partial)
+        _write_manifest(directory, files, schema, record.hexdigest(), prefixes, include_partial, left_out)
     except (OSError, sqlite3.Error, duckdb.Error) as error:
         raise StorageError(
             f"{directory}: the export could not be written: {first_line(error)}; earlier exports are untouched."
@@ -204,7 +247,20 @@ def _partition_keys(store: PartitionStore, prefixes: Sequence[str] | None) -> li
 def _joined(
     store: PartitionStore, key: str, statuses: list[str], all_columns: bool, schema: pa.Schema, record: Any
 ) -> Iterator[pa.RecordBatch]:
-    """The exported rows of one partition, in the order of their ids."""
+    """The exported rows of one partition, in the order of their ids.
+
+    Raises:
+        _UnreadablePartitionError: a file of it is damaged or foreign.
+    """
+    try:
+        yield from _rows_of(store, key, statuses, all_columns, schema, record)
+    except StorageError as error:
+        raise _UnreadablePartitionError(key, str(error)) from error
+
+
+def _rows_of(
+    store: PartitionStore, key: str, statuses: list[str], all_columns: bool, schema: pa.Schema, record: Any
+) -> Iterator[pa.RecordBatch]:
     by_table: dict[str, list[tuple[str, str]]] = {}
     if all_columns:
         for name, (table, column, _) in _all_columns().items():
@@ -487,6 +543,7 @@ def _write_manifest(
     record: str,
     prefixes: Sequence[str] | None,
     include_partial: bool,
+    left_out: Collection[str],
 ) -> None:
     """Describe the new files; keep what is said of formats that were not exported now and still lie there."""
     entries = {}
@@ -503,6 +560,7 @@ def _write_manifest(
             "columns": schema.names,
             "prefixes": None if prefixes is None else sorted(prefixes),
             "include_partial": include_partial,
+            "left_out": sorted(left_out),
             "record": record,
         }
     body = {"files": [entries[name] for name in sorted(entries)]}

@@ -49,6 +49,7 @@ _SCHEMAS: dict[str, tuple[schemas.Table, pa.Schema, bytes]] = {}
 """Table, Arrow schema and version by name: making them anew takes as long as opening a small file."""
 
 _SUFFIX = ".parquet"
+_ASIDE = ".damaged"
 _WHOLE = "all" + _SUFFIX
 """Name of the one file of a table that has no partitions."""
 
@@ -57,6 +58,10 @@ _STEM_BYTES = 200
 
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_+=@. ")
 _TAGGED = re.compile(r"^(?P<body>.*)~(?P<tag>[0-9a-f]{8}|[0-9a-f]{64})$")
+
+
+class DamagedFileError(StorageError):
+    """A partition file whose bytes cannot be read: cut short, overwritten, or no Parquet at all."""
 
 
 class Unreadable(NamedTuple):
@@ -294,6 +299,26 @@ class PartitionStore:
         _check_partition(table, partition)
         return self._place.delete(f"{table.name}/{file_name_for(partition)}")
 
+    def set_aside(self, table: schemas.Table, partition: str | None = None) -> str:
+        """Take a damaged file out of the table without losing its bytes; returns where they are now.
+
+        Raises:
+            FileNotFoundError: it was never written.
+            StorageError: the disk or the bucket refused, or the bytes are sound after all. The file is where it was.
+        """
+        _check_partition(table, partition)
+        path = f"{table.name}/{file_name_for(partition)}"
+        with self._place.open(path) as source:
+            content = source.read()
+        with contextlib.suppress(pa.ArrowException, OSError, ValueError):
+            # A disk or a network that failed for a moment is no reason to take a file away.
+            pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
+            raise StorageError(f"{self._place.uri(path)}: could not be read before, and can be now; try again")
+        aside = f"{path}.{secrets.token_hex(4)}{_ASIDE}"
+        self._place.write(aside, lambda sink: _write_plain(sink, content))
+        self._place.delete(path)
+        return self._place.uri(aside)
+
     def read_file(self, table: schemas.Table, file: PartitionFile) -> pa.Table:
         """All rows of one listed file.
 
@@ -326,9 +351,9 @@ class PartitionStore:
         except (FileNotFoundError, StorageError, SettingsError):
             raise
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise StorageError(
-                f"{uri}: not a readable Parquet file ({first_line(error)}); materialize the partition again,"
-                " or delete the file"
+            raise DamagedFileError(
+                f"{uri}: not a readable Parquet file ({first_line(error)}); run `audio-assets verify --repair`: it"
+                " restores the rows from the warehouse, or sets the file aside"
             ) from error
 
     def _partition_of(self, table: schemas.Table, name: str, path: str) -> str | None:
@@ -465,6 +490,14 @@ def _write_parquet(sink: Any, rows: pa.Table, key: Sequence[str], metadata: dict
         writer.add_key_value_metadata(metadata)
         writer.write_table(rows, row_group_size=ROW_GROUP_ROWS)
         atomic.crash_point("partition:half-written")
+
+
+def _write_plain(sink: Any, content: bytes) -> None:
+    """Bytes as they are, to what a place gives to write to: a path or a stream."""
+    if isinstance(sink, str | Path):
+        Path(sink).write_bytes(content)
+    else:
+        sink.write(content)
 
 
 def _in_key_order(table: schemas.Table, rows: pa.Table) -> pa.Table:

@@ -17,7 +17,7 @@ import duckdb
 from audio_assets import partitions, schemas, settings
 from audio_assets.errors import BusyError, FileError, StorageError
 from audio_assets.storage import atomic, exports
-from audio_assets.storage.partition_files import PartitionStore, file_name_for, first_line
+from audio_assets.storage.partition_files import DamagedFileError, PartitionStore, file_name_for, first_line
 from audio_assets.storage.warehouse import PARTITION_COLUMN, Warehouse, quoted
 
 _UPSTREAM = {
@@ -38,17 +38,18 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Disagreement:
-    """One thing that does not agree: what is wrong, where, how to mend it, and whether that was done."""
+    """One thing that does not agree: what is wrong, where, how to mend it, whether that was done, and what was done."""
 
     what: str
     where: str
     fix: str
     repaired: bool = False
+    done: str = "mended"
 
     @property
     def line(self) -> str:
         """One line for a terminal."""
-        return f"{self.where}: {self.what}; {'mended' if self.repaired else self.fix}"
+        return f"{self.where}: {self.what}; {self.done if self.repaired else self.fix}"
 
 
 class MirrorFiles(Protocol):
@@ -105,7 +106,7 @@ def verify(
         StorageError: the store cannot be listed.
     """
     found = [*_leftovers(home, store, repair)]
-    unreadable, damaged = _partition_files(store)
+    unreadable, damaged = _partition_files(store, warehouse, repair)
     found += damaged
     found += _lineage(store, unreadable)
     if mirror is not None:
@@ -131,7 +132,9 @@ def _leftovers(home: settings.Home, store: PartitionStore, repair: bool) -> Iter
             )
 
 
-def _partition_files(store: PartitionStore) -> tuple[set[tuple[str, str | None]], list[Disagreement]]:
+def _partition_files(
+    store: PartitionStore, warehouse: Warehouse, repair: bool
+) -> tuple[set[tuple[str, str | None]], list[Disagreement]]:
     """Partitions that cannot be read, and what is wrong with the files among the tables."""
     unreadable: set[tuple[str, str | None]] = set()
     found: list[Disagreement] = []
@@ -144,9 +147,39 @@ def _partition_files(store: PartitionStore) -> tuple[set[tuple[str, str | None]]
             except FileNotFoundError:
                 continue
             except StorageError as error:
-                unreadable.add((name, file.partition))
-                found.append(_split(str(error), file.uri))
+                problem = _split(str(error), file.uri)
+                mended = _restored(store, warehouse, table, file.partition) if repair and _ours(error) else None
+                if mended is None:
+                    unreadable.add((name, file.partition))
+                else:
+                    problem = dataclasses.replace(problem, repaired=True, done=f"mended: {mended}")
+                found.append(problem)
     return unreadable, found
+
+
+def _ours(error: StorageError) -> bool:
+    """Whether the file may be taken away: not if it is a sound file of somebody else's, or moved here by hand."""
+    return isinstance(error, DamagedFileError)
+
+
+def _restored(store: PartitionStore, warehouse: Warehouse, table: schemas.Table, partition: str | None) -> str | None:
+    """Put the rows that the warehouse last loaded in the place of a damaged file, which is set aside; says what it did.
+
+    None when nothing could be done. Rows that were never loaded come again with the next run: audio is mirrored and
+    transcripts are cached, so that costs nothing either.
+    """
+    try:
+        rows = warehouse.rows_of(table, partition)
+    except (StorageError, BusyError):
+        rows = None
+    try:
+        aside = store.set_aside(table, partition)
+        if rows is None:
+            return f"set aside as {aside}; the next run makes the partition again"
+        store.write(table, rows, partition)
+    except (StorageError, OSError):
+        return None
+    return f"set aside as {aside}, its {rows.num_rows} rows restored from the warehouse"
 
 
 def _split(reason: str, uri: str) -> Disagreement:
@@ -201,8 +234,10 @@ def _mirror(
             yield Disagreement(f"missing, although raw_audio has {row['id']!r}", where, again)
         elif state.sha256 != row["sha256"]:
             yield Disagreement(f"its bytes are not those that raw_audio has for {row['id']!r}", where, again)
+    # Objects whose row is in a damaged file are not strangers.
+    unknown = tuple(_prefix(p) for name, p in unreadable if name == schemas.RAW_AUDIO.name and p is not None)
     for key in sorted(mirror.files()):
-        if key not in known:
+        if key not in known and not key.startswith(unknown):
             yield Disagreement(
                 f"raw_audio does not have {key!r}", str(mirror.path_for(key)), "`audio-assets run` takes it in"
             )

@@ -254,6 +254,27 @@ class Warehouse:
             except duckdb.Error as error:
                 raise StorageError(f"{self.path}: cannot be read: {first_line(error)}; {_REPAIR}") from error
 
+    def rows_of(self, table: schemas.Table, partition: str | None) -> pa.Table | None:
+        """The rows of a partition as they were last loaded, without looking at the record; None if it never was.
+
+        Raises:
+            BusyError: a loader held the database for longer than ``lock_timeout_s``.
+            StorageError: the database file is damaged.
+        """
+        if (table.name, file_name_for(partition)) not in self.held():
+            return None
+        names = ", ".join(quoted(c.name) for c in table.columns)
+        only = f" WHERE {PARTITION_COLUMN} = ?" if table.partitioned else ""
+        with self.connect(refresh=False) as connection:
+            try:
+                relation = connection.sql(
+                    f"SELECT {names} FROM {quoted(table.name)}{only}",  # noqa: S608
+                    params=[partition] if table.partitioned else None,
+                )
+                return adapt(relation.to_arrow_table(), table)
+            except duckdb.Error as error:
+                raise StorageError(f"{self.path}: cannot be read: {first_line(error)}; {_REPAIR}") from error
+
     def _request(self, tables: Sequence[str]) -> list[Path]:
         """Ask for a load of ``tables``, of oneself or of whoever holds the lock."""
         self._requests.mkdir(parents=True, exist_ok=True)

@@ -256,6 +256,29 @@ def test_a_damaged_partition_is_named_and_earlier_exports_stay(
     assert temporary_files(tmp_path) == []
 
 
+@pytest.mark.parametrize("cut", [20, 100])
+def test_the_rest_is_exported_without_a_damaged_partition_when_asked(
+    store: PartitionStore, tmp_path: Path, corpus: list[dict[str, Any]], cut: int
+) -> None:
+    whole = export_corpus(store, tmp_path / "whole", ["json"])[0].row_count
+    damaged = Path(store.partitions(TOKENS)[1].uri)
+    content = damaged.read_bytes()
+    # Once without its footer, once with bytes of a page changed, which shows only while rows are read.
+    damaged.write_bytes(content[:-20] if cut == 20 else content[:100] + b"XXXX" + content[104:])
+    (damaged.parents[1] / "transcripts" / "%zz.parquet").write_text("a name that is no partition's")
+    seen: list[str] = []
+    files = export_corpus(store, tmp_path / "rest", FORMATS, on_unreadable=lambda bad: seen.append(bad.reason))
+    lost = len(store.read(TRANSCRIPTS, ["b"], ["id"]).column("id"))
+    assert 0 < lost < whole
+    assert {f.row_count for f in files} == {(tmp_path / "rest/corpus.jsonl").read_bytes().count(b"\n")}
+    assert files[0].row_count < whole
+    assert len(seen) == 2
+    assert "%zz.parquet" in seen[0]
+    assert "tokens/b.parquet" in seen[1]
+    manifest = json.loads((tmp_path / "rest" / "MANIFEST.json").read_text())
+    assert {tuple(entry["left_out"]) for entry in manifest["files"]} == {("b",)}
+
+
 def test_an_unknown_format_is_refused(store: PartitionStore, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown export format 'csv'"):
         export_corpus(store, tmp_path, ["csv"])

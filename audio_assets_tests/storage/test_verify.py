@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pytest
 
 from audio_assets import schemas
@@ -82,10 +83,6 @@ def test_nothing_at_all_agrees(home: Home) -> None:
 def cut_short(e: Everything) -> None:
     path = e.file(TRANSCRIPTS, "a")
     path.write_bytes(path.read_bytes()[:-9])
-
-
-def put_a_foreign_file(e: Everything) -> None:
-    (e.home.tables / "tokens" / "x.parquet").write_text("foreign")
 
 
 def lose_a_partition(e: Everything) -> None:
@@ -181,8 +178,6 @@ def be_killed(e: Everything) -> None:
 
 # What went wrong; what is said of it, where, each time in this order; whether it can be mended for free.
 CASES: list[tuple[Callable[[Everything], None], list[str], bool]] = [
-    (cut_short, [r"transcripts/a\.parquet: not a readable Parquet file.*materialize"], False),
-    (put_a_foreign_file, [r"tokens/x\.parquet: not a readable Parquet file"], False),
     (lose_a_partition, ["tokens, partition 'a': missing, although transcripts has it; materialize tokens"], False),
     (lose_a_row, ["transcripts, .*'a': its rows are not those of raw_audio: 1 and 2 rows, as for 'a/0.wav'"], False),
     (lose_audio, [r"audio/a/0\.wav: missing.*`audio-assets run` downloads it again"], False),
@@ -223,6 +218,61 @@ def test_a_disagreement_is_named_with_its_fix_and_mended_where_that_is_free(
     assert all(d.repaired == free for d in repaired), [d.line for d in repaired if d.repaired != free]
     left = all_.verify()
     assert left == [] if free else [d.line for d in left] == [d.line for d in found]
+
+
+def damage_raw_audio(e: Everything) -> None:
+    path = e.file(RAW_AUDIO, "a")
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize(("damage", "table"), [(cut_short, TRANSCRIPTS), (damage_raw_audio, RAW_AUDIO)])
+def test_the_rows_of_a_damaged_partition_come_back_from_the_warehouse(
+    all_: Everything, damage: Callable[[Everything], None], table: schemas.Table
+) -> None:
+    before = all_.store.read(table, ["a"])
+    damage(all_)
+    [found] = all_.verify()
+    assert re.search(rf"{table.name}/a\.parquet: not a readable Parquet file.*verify --repair", found.line)
+    first = all_.verify(repair=True)[0]
+    assert re.search(r"mended: set aside as \S+, its 2 rows restored from the warehouse", first.line)
+    assert all_.verify() == []
+    assert all_.store.read(table, ["a"]).equals(before)
+    [aside] = (all_.home.tables / table.name).glob("*.damaged")
+    assert str(aside) in first.line
+
+
+def test_a_damaged_partition_that_was_never_loaded_is_set_aside_with_its_bytes(all_: Everything) -> None:
+    stray = all_.home.tables / "tokens" / "x.parquet"
+    stray.write_text("not a table")
+    [found] = all_.verify()
+    assert "tokens/x.parquet: not a readable Parquet file" in found.line
+    [mended] = all_.verify(repair=True)
+    assert "the next run makes the partition again" in mended.line
+    assert all_.verify() == []
+    assert [p.read_text() for p in stray.parent.glob("*.damaged")] == ["not a table"]
+
+
+def test_a_damaged_partition_without_a_readable_warehouse_is_set_aside(all_: Everything) -> None:
+    cut_short(all_)
+    all_.home.warehouse.write_bytes(b"no database")
+    all_.verify(repair=True)
+    # Its rows come from the cache with the next run, which `verify` names.
+    assert [d.line for d in all_.verify()] == [
+        "transcripts, partition 'a': missing, although raw_audio has it; materialize transcripts for it:"
+        " `audio-assets run --prefix 'a/'`",
+        "tokens, partition 'a': there, although transcripts does not have it; materialize transcripts for it",
+    ]
+
+
+def test_a_sound_parquet_file_of_somebody_else_is_left_where_it_is(all_: Everything) -> None:
+    import pyarrow.parquet as pq
+
+    theirs = all_.home.tables / "tokens" / "theirs.parquet"
+    pq.write_table(pa.table({"x": [1]}), theirs)
+    [found] = all_.verify(repair=True)
+    assert not found.repaired
+    assert "did not write; move it elsewhere" in found.line
+    assert theirs.exists()
 
 
 def test_one_disagreement_gives_one_line(all_: Everything) -> None:
