@@ -137,7 +137,7 @@ def run(
         click.echo(json.dumps(report.as_dict(), ensure_ascii=False))
     elif not quiet:
         click.echo("\n".join(terminal.closing_lines(report)))
-    return EXIT_FILES_FAILED if report.unfinished else 0
+    return EXIT_FILES_FAILED if report.unfinished or report.left_out else 0
 
 
 @cli.command()

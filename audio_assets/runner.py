@@ -69,6 +69,7 @@ class RunReport:
     home: str = ""
     warehouse: str = ""
     exports: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
     report: str | None = None
     forgotten: list[dict[str, Any]] = field(default_factory=list)
     retired: list[str] = field(default_factory=list)
@@ -150,6 +151,7 @@ def run_pipeline(
     if not options.skip_summary:
         report.report = str(pipeline.home.report)
     directory = Path(corpus["corpus_export"]["directory"])
+    report.left_out = list(corpus["corpus_export"]["left_out"])
     report.exports = sorted(str(p) for p in directory.iterdir() if p.stem == "corpus")
     report.elapsed_s = round(time.monotonic() - started, 3)
     return report

@@ -108,6 +108,7 @@ def closing_lines(report: RunReport) -> list[str]:
             "(table transcription_ledger)"
         )
     lines += [summary_line(report), f"tables   {_shown(report.warehouse)}"]
+    lines += [f"left out of the export: {printable(reason)}" for reason in report.left_out]
     lines += [f"export   {_shown(path)}" for path in report.exports]
     if report.report:
         lines.append(f"report   {_shown(report.report)}")

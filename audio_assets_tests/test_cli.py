@@ -271,6 +271,30 @@ def test_an_interrupted_run_exits_130_and_goes_on_next_time(home: Home, number: 
 
 
 class TestOtherCommands:
+    def test_a_damaged_partition_is_left_out_named_and_mended(
+        self, local: Run, home: Home, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        local("--skip-summary")
+        damaged = home.tables / "transcripts" / "in-short.parquet"
+        damaged.write_bytes(damaged.read_bytes()[:-9])
+        report = local("--prefix", "best-of-times/", "--skip-summary", expect=3)
+        assert str(damaged) in report["left_out"][0]
+        exported = [json.loads(line)["id"] for line in (home.exports / "corpus.jsonl").read_text().splitlines()]
+        assert exported
+        assert all(id_.startswith("best-of-times/") for id_ in exported)
+
+        def exit_code(*arguments: str) -> Any:
+            with pytest.raises(SystemExit) as stop:
+                cli.main(list(arguments))
+            return stop.value.code
+
+        assert exit_code("export") == 3
+        assert f"warning: left out: {damaged}" in capsys.readouterr().err
+        exit_code("verify", "--repair")
+        assert "rows restored from the warehouse" in capsys.readouterr().out
+        assert exit_code("export") == 0
+        assert len((home.exports / "corpus.jsonl").read_text().splitlines()) > len(exported)
+
     def test_export_writes_from_what_is_stored(self, pipeline: PipelineRun, tmp_path: Path) -> None:
         copy = tmp_path / "copy"
         shutil.copytree(pipeline.home.tables, copy / "tables")
