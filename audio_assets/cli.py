@@ -237,6 +237,32 @@ def export(output_formats: tuple[str, ...], all_columns: bool, include_partial: 
 
 
 @cli.command()
+@click.option(
+    "--link-hours",
+    type=click.FloatRange(min=0, max=168),
+    metavar="H",
+    help="Let the players read from the bucket for H hours, by presigned links; 0: from the mirror. "
+    "Default: AUDIO_ASSETS_REPORT_LINK_HOURS.",
+)
+@_json
+def report(link_hours: float | None, as_json: bool) -> int:
+    """Write the report from what is stored, and print where it is."""
+    from audio_assets import settings
+    from audio_assets.resources.home import HomeResource
+    from audio_assets.resources.r2 import R2Resource
+    from audio_assets.resources.report import write_report
+    from audio_assets.storage.partition_files import PartitionStore
+    from audio_assets.storage.warehouse import Warehouse
+
+    home = settings.home()
+    hours = settings.load().audio_assets_report_link_hours if link_hours is None else link_hours
+    with Warehouse(home.warehouse, PartitionStore(home.tables)).connect() as connection:
+        path = write_report(connection, HomeResource(), R2Resource(), hours)
+    click.echo(json.dumps({"report": str(path), "link_hours": hours}) if as_json else str(path))
+    return 0
+
+
+@cli.command()
 @click.option("--repair", is_flag=True, help="Mend what can be mended without the network and without paying.")
 @_json
 def verify(repair: bool, as_json: bool) -> int:

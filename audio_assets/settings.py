@@ -60,6 +60,12 @@ class Settings(BaseSettings):
     audio_assets_max_decode_s: float = Field(1800.0, gt=0, description="most seconds that decoding one file may take")
     audio_assets_home: Path = Field(Path("data"), description="where everything is kept")
     audio_assets_prefix_depth: int = Field(1, ge=0, description="folders of a key that make its partition")
+    audio_assets_report_link_hours: float = Field(
+        0.0,
+        ge=0,
+        le=168,
+        description="hours for which the report's players read from the bucket, by presigned links; 0 for the mirror",
+    )
     audio_assets_sensors: Literal["on", "off"] = Field(
         "off", description="`on` starts the sensors by themselves, in production; `off` leaves that to the UI"
     )

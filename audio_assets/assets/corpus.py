@@ -1,25 +1,21 @@
 """`corpus_summary`, `corpus_report`, `corpus_export`: all prefixes together."""
 
-import os
-from pathlib import Path
-from urllib.parse import quote
-
 import dagster as dg
 import pyarrow as pa
 from pydantic import Field
 
-from audio_assets import schemas
+from audio_assets import schemas, settings
 from audio_assets.assets.common import OWNERS, WAREHOUSE, preview, readable_errors, table_metadata, table_type
 from audio_assets.assets.summaries import prefix_summary, token_frequency
 from audio_assets.assets.tokens import tokens
 from audio_assets.assets.transcripts import transcripts
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
 from audio_assets.resources.home import HomeResource
-from audio_assets.speech import judge
+from audio_assets.resources.r2 import R2Resource
+from audio_assets.resources.report import MAX_LINK_HOURS, write_report
 from audio_assets.storage.exports import FORMATS, export_corpus
 from audio_assets.summary import plots, statistics
 from audio_assets.summary.preview import png_markdown
-from audio_assets.summary.report import render_report
 
 # Refreshes when a prefix changed and no other prefix is on its way: one refresh for a burst of runs.
 WHEN_PREFIXES_CHANGED = (
@@ -62,6 +58,18 @@ def corpus_summary(
     )
 
 
+class CorpusReportConfig(dg.Config):
+    """How the report's players reach the recordings."""
+
+    link_hours: float | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_LINK_HOURS,
+        description="Hours for which the players read from the bucket, by presigned links: whoever has the page can "
+        "then hear the recordings. 0: from the mirror beside the report. By default AUDIO_ASSETS_REPORT_LINK_HOURS.",
+    )
+
+
 @dg.asset(
     deps=[corpus_summary, transcripts, tokens],
     group_name="corpus",
@@ -72,18 +80,15 @@ def corpus_summary(
 )
 def corpus_report(
     context: dg.AssetExecutionContext,
+    config: CorpusReportConfig,
     home: HomeResource,
+    r2: R2Resource,
     warehouse: dg.ResourceParam[PartitionedDuckDBIOManager],
 ) -> dg.MaterializeResult[None]:
     """Write the report."""
     with readable_errors(), warehouse.warehouse().connect() as connection:
-        mirror, output = home.mirror(), home.paths().report
-
-        def audio_link(key: str) -> str | None:
-            path = mirror.path_for(key)
-            return quote(Path(os.path.relpath(path, output.parent)).as_posix()) if path.is_file() else None
-
-        render_report(connection, output, audio_link=audio_link, flag_meanings=judge.FLAGS)
+        hours = settings.load().audio_assets_report_link_hours if config.link_hours is None else config.link_hours
+        output = write_report(connection, home, r2, hours)
         shown = connection.sql(
             "SELECT id, transcription, language, status FROM transcripts ORDER BY id LIMIT 5"
         ).to_arrow_table()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -151,6 +152,22 @@ class R2Resource(S3Resource):
             raise doomed or SettingsError(f"no client for {endpoint}: {error}") from error
         except ValueError as error:
             raise SettingsError(f"R2_ENDPOINT_URL {endpoint!r} is not usable: {error}") from error
+
+    def presigner(self, expires_s: float) -> Callable[[str], str]:
+        """Makes links by which anybody can read an object for ``expires_s`` seconds, without asking the network.
+
+        Raises:
+            SettingsError: a setting is missing or malformed; the message names its variable.
+        """
+        client, bucket = self.get_client(), self.bucket_name()
+
+        def link(key: str) -> str:
+            url: str = client.generate_presigned_url(
+                "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=round(expires_s)
+            )
+            return url
+
+        return link
 
     def check(self) -> None:
         """List one object, to learn whether the bucket can be read.

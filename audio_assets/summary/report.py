@@ -1,8 +1,9 @@
 """The report: the corpus as one HTML file that opens from disk and asks the network for nothing.
 
 Everything is inside the file: styles, script, figures and transcripts. Only the recordings are beside it, reached by
-relative links when the reader presses play. The page's content security policy allows exactly the one style sheet and
-the one script that are part of it, by their hashes; what comes from the data is text, never markup or script.
+relative links when the reader presses play, or in the bucket, when the caller gives links into it. The page's content
+security policy allows exactly the one style sheet and the one script that are part of it, by their hashes; what comes
+from the data is text, never markup or script.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import datetime
 import hashlib
 import json
 import math
+import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from audio_assets import schemas
 from audio_assets.storage.atomic import write_bytes
 from audio_assets.summary import statistics
 from audio_assets.summary.histogram import Histogram, histogram, time_unit
+from audio_assets.summary.worst import worst_transcripts
 
 if TYPE_CHECKING:
     import duckdb
@@ -34,6 +37,7 @@ _MAX_FAILURES = 500
 _WAVE_BARS = 140
 _TOP_WORDS = 24
 _CLOUD_SIZE = (960, 340)
+_ORIGIN = re.compile(r"https://[A-Za-z0-9.-]+(:\d+)?|http://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?")
 _UNITS = {"s": "seconds", "min": "minutes", "h": "hours"}
 
 NEXT_STEPS: dict[str, str] = {
@@ -106,6 +110,8 @@ def render_report(
     output: Path,
     *,
     audio_link: Callable[[str], str | None] | None = None,
+    audio_origin: str | None = None,
+    links_end: datetime.datetime | None = None,
     flag_meanings: Mapping[str, str] | None = None,
     title: str = "Speech corpus",
     max_transcripts: int = MAX_TRANSCRIPTS,
@@ -119,6 +125,10 @@ def render_report(
         output: the HTML file to write; its directory is made.
         audio_link: gives the link to an object's recording, relative to ``output`` and percent-encoded, or None when
             the recording is not at hand. Without it there are no players.
+        audio_origin: the one origin (``https://host``, plain http on this machine alone) that links may lead to
+            instead, when ``audio_link`` gives links into a bucket. The page may then load recordings, and nothing
+            else, from there.
+        links_end: until when such links work; the page says so.
         flag_meanings: what each flag of a transcript means, for tooltips.
         title: heading of the page.
         max_transcripts: rows of the transcript table at most; flagged and unfinished ones come first when it is full.
@@ -128,7 +138,7 @@ def render_report(
         ``output``.
 
     Raises:
-        ValueError: ``audio_link`` gave something else than a relative link.
+        ValueError: ``audio_link`` gave a link that is neither relative nor leads to ``audio_origin``.
         OSError: the file could not be written; an earlier report is untouched.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -156,7 +166,7 @@ def render_report(
     )
     unfinished = sum(totals[f"files_{status}"] for status in NEXT_STEPS)
     failures = _dicts(connection, _FAILURES_SQL, {"order": list(NEXT_STEPS), "limit": _MAX_FAILURES})
-    links = {row["id"]: _relative(audio_link(row["id"])) for row in rows} if audio_link else {}
+    links = {row["id"]: _checked(audio_link(row["id"]), audio_origin) for row in rows} if audio_link else {}
     words = statistics.corpus_top_words(connection)
 
     html = environment.get_template(
@@ -166,7 +176,8 @@ def render_report(
         now=now or datetime.datetime.now(datetime.timezone.utc),
         style=Markup(style),  # noqa: S704 - a file of this package
         script=Markup(script),  # noqa: S704 - a file of this package
-        policy=_policy(style, script),
+        policy=_policy(style, script, audio_origin),
+        links_end=links_end,
         totals=totals,
         statuses=schemas.STATUSES,
         next_steps=NEXT_STEPS,
@@ -178,6 +189,7 @@ def render_report(
         words=words[:_TOP_WORDS],
         cloud=_cloud(words),
         cloud_size=_CLOUD_SIZE,
+        worst=worst_transcripts(connection, flag_meanings or {}),
         failures=failures,
         unfinished=unfinished,
         transcripts=_transcript_count(connection),
@@ -349,12 +361,15 @@ def _rounded(value: float | None, digits: int) -> float | None:
     return round(value, digits) if value is not None and math.isfinite(value) else None
 
 
-def _relative(link: str | None) -> str | None:
+def _checked(link: str | None, origin: str | None) -> str | None:
     if link is None:
         return None
     parts = urlsplit(link)
+    if origin is not None and link.startswith(origin + "/"):
+        return link
     if parts.scheme or parts.netloc or link.startswith("/"):
-        raise ValueError(f"audio_link gave {link!r}, which is not relative to the report; give a relative, quoted path")
+        allowed = f"leads to {origin}" if origin else "is relative to the report"
+        raise ValueError(f"audio_link gave {link!r}; give a quoted link that {allowed}")
     return link
 
 
@@ -366,7 +381,10 @@ def _script_json(data: object) -> str:
     return text
 
 
-def _policy(style: str, script: str) -> str:
+def _policy(style: str, script: str, audio_origin: str | None) -> str:
+    if audio_origin is not None and not _ORIGIN.fullmatch(audio_origin):
+        raise ValueError(f"audio_origin {audio_origin!r} is not an origin; it looks like https://host")
+
     def source(text: str) -> str:
         return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode() + "'"
 
@@ -376,7 +394,7 @@ def _policy(style: str, script: str) -> str:
             f"style-src {source(style)}",
             f"script-src {source(script)}",
             "img-src data:",
-            "media-src 'self' file:",
+            "media-src " + (audio_origin or "'self' file:"),
             "base-uri 'none'",
             "form-action 'none'",
         )

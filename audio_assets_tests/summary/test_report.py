@@ -157,9 +157,66 @@ def test_names_cannot_hide_or_reorder_themselves(corpus: duckdb.DuckDBPyConnecti
     "link", ["https://example.org/a.wav", "//example.org/a.wav", "javascript:alert(1)", "/etc/passwd"]
 )
 def test_a_link_that_leaves_the_place_is_refused(corpus: duckdb.DuckDBPyConnection, tmp_path: Path, link: str):
-    with pytest.raises(ValueError, match="not relative"):
+    with pytest.raises(ValueError, match="relative to the report"):
         render(corpus, tmp_path, audio_link=lambda id: link)
     assert not (tmp_path / "report" / "index.html").exists()
+
+
+def test_links_into_the_bucket_reach_its_origin_and_no_other(corpus: duckdb.DuckDBPyConnection, tmp_path: Path):
+    origin = "https://account.r2.cloudflarestorage.com"
+    _, page = render(
+        corpus,
+        tmp_path,
+        audio_link=lambda id: f"{origin}/bucket/x?X-Amz-Signature=1",
+        audio_origin=origin,
+        links_end=NOW,
+    )
+    policy = next(a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
+
+    assert {row[8] for row in page.data["rows"]} == {f"{origin}/bucket/x?X-Amz-Signature=1"}
+    assert policy is not None
+    assert f"media-src {origin};" in policy
+    assert policy.count("http") == 1
+    assert "from the bucket, until 4 May 2026, 13:30 UTC: whoever has this page can hear them" in page.words
+    for other in (f"{origin}.example.org/x", "https://example.org/x", "javascript:alert(1)"):
+        with pytest.raises(ValueError, match=r"leads to https://account"):
+            render(corpus, tmp_path, audio_link=lambda id, other=other: other, audio_origin=origin)  # type: ignore[misc]
+    with pytest.raises(ValueError, match="is not an origin"):
+        render(corpus, tmp_path, audio_link=lambda id: None, audio_origin="https://x; script-src *")
+
+
+def test_the_worst_come_first_with_the_reason(tmp_path: Path):
+    raw = schemas.RAW_AUDIO.from_rows([object_row(f"a/{n}.wav") for n in ("fine", "unsure", "bad", "worse")])
+    unsure = {"start_s": 0.0, "end_s": 1.0, "text": " mumble", "avg_logprob": -1.2, "words": None}
+    transcripts = schemas.TRANSCRIPTS.from_rows(
+        [
+            transcript_row("a/fine.wav", [(0, 1, "clear words")]),
+            transcript_row("a/unsure.wav", [(0, 1, "mumble")], segments=[unsure]),
+            transcript_row("a/bad.wav", [(0, 1, HOSTILE)], flags=["repetition"]),
+            transcript_row("a/worse.wav", [(0, 1, "x" * 300)], flags=["repetition", "<odd>"]),
+        ]
+    )
+    with database(raw, transcripts) as connection:
+        html, page = render(connection, tmp_path, flag_meanings={"repetition": "the text repeats itself"})
+    section = page.words[page.words.index("Listen to these first") : page.words.index("Transcripts", 900)]
+
+    assert re.findall(r"a/(\w+)\.wav", section) == ["worse", "bad", "unsure"]
+    assert "a/worse.wav the text repeats itself; <odd> " + "x" * 240 + "…" in section
+    assert "a/bad.wav the text repeats itself " + HOSTILE in section
+    assert "a/unsure.wav the model gives its own words a probability of 30 %" in section
+    assert "<img" not in html
+
+
+def test_at_most_fifty_are_the_worst(tmp_path: Path):
+    names = [f"a/{i:02d}.wav" for i in range(60)]
+    raw = schemas.RAW_AUDIO.from_rows([object_row(name) for name in names])
+    transcripts = schemas.TRANSCRIPTS.from_rows(
+        [transcript_row(n, [(0, 1, "word")], flags=["repetition"]) for n in names]
+    )
+    with database(raw, transcripts) as connection:
+        _, page = render(connection, tmp_path)
+
+    assert len([a for _, a in page.elements if "data-open" in a]) == 50
 
 
 def test_an_empty_corpus_says_so(empty_corpus: duckdb.DuckDBPyConnection, tmp_path: Path):

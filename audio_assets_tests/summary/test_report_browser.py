@@ -13,6 +13,9 @@ from audio_assets_tests.summary.conftest import write_tone
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
+axe_package = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed")
+AXE = (Path(axe_package.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = (
     "--no-sandbox",
@@ -98,6 +101,49 @@ def test_a_word_of_the_cloud_finds_its_transcripts(page: "playwright.Page"):
 
     playwright.expect(page.locator("#q")).to_have_value("worst")
     playwright.expect(page.locator("#rows tbody tr")).to_have_count(1)
+
+
+def test_a_doubtful_transcript_opens_in_its_row(page: "playwright.Page"):
+    page.fill("#q", "nowhere")
+    playwright.expect(page.locator("#rows tbody tr")).to_have_count(0)
+    page.locator(".doubtful a", has_text="two & 100%.wav").click()
+
+    row = page.locator("#rows tbody tr.chosen")
+    playwright.expect(row).to_contain_text("We had everything before us")
+    playwright.expect(row).to_be_in_viewport()
+    playwright.expect(row.locator(".piece")).to_be_focused()
+    page.keyboard.press("Enter")
+    playwright.expect(row.locator(".piece.playing")).to_contain_text("everything before us")
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 390)])
+def test_axe_finds_nothing_that_shuts_people_out(page: "playwright.Page", scheme: str, width: int):
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 900})
+    page.fill("#q", "times")
+    playwright.expect(page.locator("mark").first).to_be_visible()
+
+    found = page.evaluate(AXE + "; axe.run().then((r) => r.violations)")
+
+    assert [(v["id"], v["impact"], [n["html"] for n in v["nodes"]]) for v in found] == []
+
+
+def test_everything_is_reached_by_the_tab_key(page: "playwright.Page"):
+    reached = set()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.id || document.activeElement.className"))
+
+    assert {"skip", "theme", "q", "prefix", "kind", "sort", "direction", "piece"} <= reached
+
+
+def test_it_prints_its_text_without_its_controls(page: "playwright.Page"):
+    page.emulate_media(media="print")
+
+    for control in ("nav", "#tools", "#theme", "#rows audio >> nth=0"):
+        playwright.expect(page.locator(control)).to_be_hidden()
+    playwright.expect(page.locator("#rows")).to_contain_text("It was the best of times")
+    assert len(page.pdf()) > 10_000
 
 
 def test_rows_are_filtered_by_prefix_and_by_flag(page: "playwright.Page"):

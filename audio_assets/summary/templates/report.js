@@ -79,7 +79,8 @@
     audio.src = row[LINK];
     audio.setAttribute("aria-label", `Recording ${row[ID]}`);
     audio.addEventListener("error", () => {
-      if (!cell.querySelector(".bad")) cell.append(element("span", "note bad", "This recording cannot be played; is the mirror folder still beside the report?"));
+      const why = row[LINK].includes("://") ? "has its link run out? Write the report anew." : "is the mirror folder still beside the report?";
+      if (!cell.querySelector(".bad")) cell.append(element("span", "note bad", `This recording cannot be played; ${why}`));
     });
     audio.addEventListener("play", () => {
       for (const other of body.querySelectorAll("audio")) if (other !== audio) other.pause();
@@ -250,6 +251,22 @@
   $("next").addEventListener("click", () => turn(1));
   for (const link of document.querySelectorAll("[data-query]")) {
     link.addEventListener("click", () => { $("q").value = link.dataset.query; search(link.dataset.query); });
+  }
+  for (const link of document.querySelectorAll("[data-open]")) {
+    link.addEventListener("click", (event) => {
+      // To the row itself, whatever was filtered before, and not only to its section.
+      event.preventDefault();
+      $("prefix").value = state.prefix = ""; $("kind").value = state.kind = ""; $("q").value = ""; state.terms = [];
+      select();
+      const at = found.findIndex((row) => row[ID] === link.dataset.open);
+      if (at < 0) return;
+      state.page = Math.floor(at / PAGE);
+      show();
+      const line = body.rows[at % PAGE];
+      line.classList.add("chosen");
+      line.scrollIntoView({ block: "center" });
+      (line.querySelector(".piece") || line.querySelector("audio") || $("q")).focus({ preventScroll: true });
+    });
   }
   for (const link of document.querySelectorAll("[data-prefix]")) {
     link.addEventListener("click", () => {
