@@ -2,6 +2,7 @@
 
     <root>/<sha256[:2]>/<sha256>/<fingerprint>.json           a finished file
     <root>/<sha256[:2]>/<sha256>/<fingerprint>.windows.jsonl  the windows of a file in progress, one a line
+    <root>/<sha256[:2]>/<sha256>/<fingerprint>.lock           held by whoever transcribes the file
 
 Every entry carries a checksum. A damaged entry is a miss, never an error: the file is transcribed again.
 """
@@ -15,7 +16,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from audio_assets.storage import atomic
+
+
+class Hold:
+    """The sole right to transcribe something, among all processes that share the cache."""
+
+    def __init__(self, lock: FileLock):
+        self._lock = lock
+
+    def release(self) -> None:
+        """Give it back."""
+        # Removed while it is held: who has opened it meanwhile sees that it is gone, and makes a new one.
+        Path(self._lock.lock_file).unlink(missing_ok=True)
+        self._lock.release()
 
 
 class TranscriptCache:
@@ -84,6 +100,21 @@ class TranscriptCache:
         if directory.is_dir():
             shutil.rmtree(directory)
         return count
+
+    def hold(self, sha256: str, fingerprint: str) -> Hold | None:
+        """The sole right to transcribe these bytes; None while another run or process has it.
+
+        It ends with `Hold.release`, or with the process: what a killed one leaves behind holds nobody up.
+        """
+        path = self.path_for(sha256, fingerprint).with_suffix(".lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Another thread than the one that took it may give it back.
+        lock = FileLock(path, timeout=0, thread_local=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            return None
+        return Hold(lock)
 
     def _windows_path(self, sha256: str, fingerprint: str) -> Path:
         return self.path_for(sha256, fingerprint).with_suffix(".windows.jsonl")

@@ -11,15 +11,17 @@ import os
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from audio_assets.errors import FileError
 from audio_assets.speech import judge, vad
-from audio_assets.speech.cache import TranscriptCache
+from audio_assets.speech.cache import Hold, TranscriptCache
 from audio_assets.speech.decode import AudioStream, Limits
 from audio_assets.speech.engine import (
     SAMPLE_RATE_HZ,
@@ -38,6 +40,12 @@ PIPELINE_VERSION = 1
 
 _WITHOUT_SPACES = frozenset({"zh", "ja", "th", "lo", "my", "yue", "km", "bo"})
 _CHOICE = 3
+
+_AHEAD_WINDOWS = 256
+"""Windows that may wait for the model, however short: each of their files has a lock open."""
+
+_HELD_POLL_S = 0.1
+"""How often to look whether another process is done with a file."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +132,8 @@ def transcribe_files(
     """Transcribe ``files``; gives one result per file, as they finish.
 
     A file that cannot be handled is a result with a status; the others go on. Each result is in the cache before it
-    is given. Files with the same bytes are transcribed once. ``on_result`` is called in the caller's thread.
+    is given. Files with the same bytes are transcribed once, also by processes that share the cache: what one of them
+    has in work, the others wait for, last of all. ``on_result`` is called in the caller's thread.
 
     Raises:
         SettingsError: nothing can be transcribed: bad key, no quota, no such model.
@@ -160,7 +169,7 @@ class _Pool:
         with self._changed:
             self._blocked += 1
             self._changed.notify_all()
-            while self._seconds >= self._ahead_s and self._waiting and not self._closed:
+            while self._full() and not self._closed:
                 self._changed.wait()
             self._blocked -= 1
             if self._closed:
@@ -169,6 +178,21 @@ class _Pool:
             self._seconds += task.clip.duration_s
             self._changed.notify_all()
             return True
+
+    def _full(self) -> bool:
+        return bool(self._waiting) and (self._seconds >= self._ahead_s or len(self._waiting) >= _AHEAD_WINDOWS)
+
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """A reader waits for something else: the workers must not wait for more from it."""
+        with self._changed:
+            self._blocked += 1
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._blocked -= 1
 
     def reader_done(self) -> None:
         with self._changed:
@@ -225,6 +249,8 @@ class _Job:
     truncated: bool = False
     clipped: bool = False
     claimed: bool = False
+    fresh: bool = False
+    hold: Hold | None = None
     twins: list[AudioFile] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -263,6 +289,7 @@ class _Run:
         self._jobs: dict[str, _Job] = {}
         self._jobs_lock = threading.Lock()
         self._done: set[str] = set()
+        self._held_elsewhere: deque[_Job] = deque()
         self._stopped = threading.Event()
         self._alive = 0
         self._threads: list[threading.Thread] = []
@@ -291,6 +318,8 @@ class _Run:
         self._options.on_stop()
         for thread in self._threads:
             thread.join()
+        for job in self._jobs.values():
+            _let_go(job)
 
     def _guard(self, target: Callable[[], None]) -> None:
         try:
@@ -309,8 +338,20 @@ class _Run:
             with self._files_lock:
                 file = next(self._files, None)
             if file is None:
-                return
+                break
             self._read_file(file)
+        while not self._stopped.is_set():
+            try:
+                job = self._held_elsewhere.popleft()
+            except IndexError:
+                return
+            with self._pool.standing_still():
+                while not self._hold(job) and not self._stopped.wait(_HELD_POLL_S):
+                    pass
+            if job.hold is not None:
+                # What another process has just transcribed is fresh.
+                job.fresh = False
+                self._read_job(job)
 
     def _read_file(self, file: AudioFile) -> None:
         started = time.monotonic()
@@ -322,18 +363,36 @@ class _Run:
             if twin is not None:
                 twin.twins.append(file)
                 return
-            job = _Job(file, started)
+            job = _Job(file, started, fresh=fresh)
             self._jobs[file.sha256] = job
-        stored = None if fresh else self._cache.get(file.sha256, self._fingerprint)
-        if stored is not None:
-            result = _from_cache(stored, file, self._engine, self._fingerprint)
-            if result is not None:
-                self._emit(job, result)
-                return
-        if fresh:
-            self._cache.drop_windows(file.sha256, self._fingerprint)
+        if self._restore(job):
+            return
+        if self._hold(job):
+            self._read_job(job)
+        else:
+            self._held_elsewhere.append(job)
+
+    def _hold(self, job: _Job) -> bool:
+        job.hold = self._cache.hold(job.file.sha256, self._fingerprint)
+        return job.hold is not None
+
+    def _restore(self, job: _Job) -> bool:
+        """Finish a job from the cache, if it may be trusted and has the file."""
+        stored = None if job.fresh else self._cache.get(job.file.sha256, self._fingerprint)
+        result = None if stored is None else _from_cache(stored, job.file, self._engine, self._fingerprint)
+        if result is not None:
+            self._emit(job, result)
+        return result is not None
+
+    def _read_job(self, job: _Job) -> None:
+        """Cut a file that is held, unless it was finished while somebody else held it."""
+        if self._restore(job):
+            return
+        sha256 = job.file.sha256
+        if job.fresh:
+            self._cache.drop_windows(sha256, self._fingerprint)
         try:
-            self._cut(job, {} if fresh else self._cache.get_windows(file.sha256, self._fingerprint))
+            self._cut(job, {} if job.fresh else self._cache.get_windows(sha256, self._fingerprint))
         except FileError as error:
             self._fail(job, error)
 
@@ -488,10 +547,17 @@ class _Run:
             del self._jobs[job.file.sha256]
             if result.status in ("ok", "empty"):
                 self._done.add(job.file.sha256)
+        _let_go(job)
         self._out.put(result)
         again = result.status in ("ok", "empty")
         for twin in twins:
             self._out.put(_copy(result, twin, cached=again))
+
+
+def _let_go(job: _Job) -> None:
+    hold, job.hold = job.hold, None
+    if hold is not None:
+        hold.release()
 
 
 def _copy(result: FileTranscript, file: AudioFile, *, cached: bool) -> FileTranscript:

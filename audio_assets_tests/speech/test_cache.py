@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 SHA, PRINT = "ab" * 32, "cd" * 32
@@ -52,3 +55,26 @@ def test_a_torn_window_does_not_take_the_next_one_along(cache):
     path.write_bytes(path.read_bytes() + path.read_bytes()[:30])
     cache.put_window(SHA, PRINT, "100-200", {"n": 2})
     assert set(cache.get_windows(SHA, PRINT)) == {"0-100", "100-200"}
+
+
+def test_one_holds_a_recording_and_the_next_gets_it_when_it_is_given_back(cache):
+    held = cache.hold(SHA, PRINT)
+    assert held is not None and cache.hold(SHA, PRINT) is None
+    assert cache.hold(SHA, "e" * 64) is not None, "another model is another transcript"
+    held.release()
+    again = cache.hold(SHA, PRINT)
+    assert again is not None
+    again.release()
+    assert not list(cache.root.rglob(f"{PRINT}.lock"))
+
+
+def test_a_lock_that_a_killed_process_left_holds_nobody_up(cache):
+    script = (
+        "import os, sys; from pathlib import Path; from audio_assets.speech.cache import TranscriptCache;"
+        f"h = TranscriptCache(Path(sys.argv[1])).hold({SHA!r}, {PRINT!r}); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(cache.root)], check=False).returncode == -9
+    assert len(list(cache.root.rglob("*.lock"))) == 1
+    held = cache.hold(SHA, PRINT)
+    assert held is not None
+    held.release()

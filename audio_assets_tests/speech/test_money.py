@@ -232,6 +232,27 @@ def test_a_killed_run_pays_again_only_for_what_was_in_flight(
     assert len(fault_server.posts) == 6 + 4, "two that were in flight, two that were never sent"
 
 
+def test_two_processes_pay_once_for_the_same_bytes(fault_server, write_audio, opening, tmp_path):
+    files = [write_audio(f"{i}.flac", opening[: (8 * 10 - i) * SAMPLE_RATE_HZ // 10]) for i in range(6)]
+    both_are_there = threading.Barrier(2)
+
+    def slow(handler, number):
+        if number <= 2:
+            # One request of each process, or two of the first: the answers come when both processes had their chance.
+            both_are_there.wait(30)
+        time.sleep(0.2)
+        reply(200, seconds_used(9))(handler, number)
+
+    fault_server.answers = [slow]
+    names = json.dumps([[f.path.name, f.sha256] for f in files])
+    arguments = [sys.executable, "-c", CHILD, str(tmp_path), fault_server.url, names]
+    children = [subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [child.communicate(timeout=90)[0].split() for child in children]
+    assert all(words[1::2] == ["ok"] * 6 for words in said)
+    assert sorted(said[0][::2]) == sorted(said[1][::2]) == [f.id for f in files]
+    assert len(fault_server.posts) == 6
+
+
 class TestPieces:
     """A window that the server finds too large is sent in parts, and each part is kept."""
 

@@ -382,3 +382,25 @@ def test_ten_hours_need_no_more_memory_than_a_minute(tmp_path, opening):
         assert duration_s == pytest.approx(minutes * 60, abs=0.1)
         assert segments == -(-minutes // 10)
     assert peak["long"] - peak["short"] < 150
+
+
+def test_two_runs_at_once_share_the_work_and_wait_for_each_other(cache, speech_files):
+    """The second goes the other way round, so that each holds what the other waits for."""
+    first, second = Parrot(), Parrot()
+    found: list[list[str]] = [[], []]
+
+    def run(n: int, parrot: Parrot, files: list[AudioFile]) -> None:
+        parrot.delay_s = 0.1
+        found[n] = sorted(r.id for r in transcribe_files(files, parrot, cache) if r.status == "ok")
+
+    threads = [
+        threading.Thread(target=run, args=(0, first, speech_files)),
+        threading.Thread(target=run, args=(1, second, speech_files[::-1])),
+    ]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(60)
+    assert found == [sorted(f.id for f in speech_files)] * 2
+    assert sorted(c.id for c in first.heard + second.heard) == sorted(f.id for f in speech_files)
+    assert not list(cache.root.rglob("*.lock"))
