@@ -259,7 +259,11 @@ TRANSCRIPTS = Table(
         Column("model", _STR, "name of the model"),
         Column("fingerprint", _STR, "SHA-256 over engine, model, decoding options and pipeline version"),
         Column("cached", _BOOL, "whether the result came from the cache"),
-        Column("cost_usd", _F64, "what this result cost when it was made"),
+        Column(
+            "cost_usd",
+            _F64,
+            "what this result cost when it was made; 0 for a copy of bytes that another key has paid for",
+        ),
         Column("elapsed_s", _F64, "time spent making the result"),
         Column("flags", _STRINGS, "reasons to mistrust the text"),
         _STATUS,

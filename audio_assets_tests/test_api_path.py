@@ -93,6 +93,12 @@ def test_a_capped_run_stops_in_time_the_next_one_goes_on_and_the_book_adds_up(
     assert sum(r["cost_usd"] for r in book) == pytest.approx(first["cost_usd"] + second["cost_usd"])
     assert {r["status"] for r in book} == {"ok"} and {r["request_id"] for r in book} == {"r"}
     assert {r["prefix"] for r in book} == {"best-of-times/", "in-short/"}
+    spent = sum(r["cost_usd"] for r in book)
+    transcripts = rows(home, "transcripts")
+    assert sum(r["cost_usd"] or 0.0 for r in transcripts) == pytest.approx(spent), "a copy of paid bytes costs nothing"
+    command("run", "--skip-ingestion")
+    for table in ("prefix_summary", "corpus_summary"):
+        assert sum(r["cost_usd"] for r in rows(home, table)) == pytest.approx(spent)
 
 
 def test_a_wrong_key_is_one_line_that_names_it(command: Command, fault_server: FaultServer) -> None:  # noqa: F811

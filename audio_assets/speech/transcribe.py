@@ -561,7 +561,7 @@ def _let_go(job: _Job) -> None:
 
 
 def _copy(result: FileTranscript, file: AudioFile, *, cached: bool) -> FileTranscript:
-    return replace(result, id=file.id, cached=cached, elapsed_s=0.0)
+    return replace(result, id=file.id, cached=cached, elapsed_s=0.0, cost_usd=0.0)
 
 
 def _trimmed(segment: Segment) -> Segment:
@@ -594,13 +594,19 @@ def _to_cache(result: FileTranscript) -> dict[str, Any]:
     entry = {name: getattr(result, name) for name in _STORED}
     entry["segments"] = [asdict(s) for s in result.segments]
     entry["flags"] = list(result.flags)
-    entry["engine"], entry["model"] = result.engine, result.model
+    entry["id"], entry["engine"], entry["model"] = result.id, result.engine, result.model
     return entry
 
 
 def _from_cache(entry: dict[str, Any], file: AudioFile, engine: Engine, fingerprint: str) -> FileTranscript | None:
-    """The stored result as this file's, or None if it is not of the shape that `_to_cache` writes."""
+    """The stored result as this file's, or None if it is not of the shape that `_to_cache` writes.
+
+    What was paid for another file's bytes is that file's cost: the costs of all rows add up to what was spent on them.
+    """
     try:
+        fields = {name: entry[name] for name in _STORED}
+        if entry.get("id", file.id) != file.id:
+            fields["cost_usd"] = 0.0
         return FileTranscript(
             id=file.id,
             sha256=file.sha256,
@@ -610,7 +616,7 @@ def _from_cache(entry: dict[str, Any], file: AudioFile, engine: Engine, fingerpr
             cached=True,
             segments=tuple(_segment(s) for s in entry["segments"]),
             flags=tuple(entry["flags"]),
-            **{name: entry[name] for name in _STORED},
+            **fields,
         )
     except (KeyError, TypeError):
         return None

@@ -32,7 +32,7 @@ _ROW_PER_ROW = ("transcripts", "tokens")
 """Tables that have exactly one row for each row of the table they are made from."""
 
 _CACHED_STATUSES = ("ok", "empty")
-_NOT_CACHED_COLUMNS = ("id", "prefix", "sha256", "fingerprint", "cached", "error")
+_NOT_CACHED_COLUMNS = ("prefix", "sha256", "fingerprint", "cached", "error")
 _EXAMPLES = 3
 
 

@@ -124,6 +124,7 @@ def test_a_model_without_timestamps_gets_one_segment_per_window(make_engine, fau
     ("trouble", "posts"),
     [
         (reply(500, {"error": {"message": "oops"}}), 2),
+        (reply(502, b"<html>bad gateway</html>", "text/html"), 2),
         (reply(503, b"<html>busy</html>", "text/html"), 2),
         (hang_up, 2),
         (reply(429, {"error": {"message": "slow down", "code": "rate_limit_exceeded"}}), 2),
@@ -134,7 +135,19 @@ def test_a_model_without_timestamps_gets_one_segment_per_window(make_engine, fau
         (reply(200, {"text": "It was", "segments": [{"start": "soon", "end": 2, "text": "It was"}]}), 2),
         (reply(200, {"text": "It was the best of times", "segments": [{"start": 0, "end": 1, "text": "It"}]}), 2),
     ],
-    ids=["500", "503", "reset", "429", "html-200", "error-200", "null-text", "cut-json", "bad-segments", "lost-text"],
+    ids=[
+        "500",
+        "502",
+        "503",
+        "reset",
+        "429",
+        "html-200",
+        "error-200",
+        "null-text",
+        "cut-json",
+        "bad-segments",
+        "lost-text",
+    ],
 )
 def test_a_passing_trouble_costs_one_more_post(make_engine, fault_server, opening, trouble, posts):
     fault_server.answers = [trouble, reply(200, heard())]
@@ -149,6 +162,19 @@ def test_a_lasting_trouble_fails_the_file_with_a_short_quote(make_engine, fault_
     assert "text/html that is not JSON" in str(result) and "3 attempts" in str(result)
     assert len(str(result)) < 450
     assert len(fault_server.posts) == 3
+
+
+@pytest.mark.parametrize("status", [500, 502, 503])
+def test_a_run_of_server_errors_fails_the_file_and_the_next_run_takes_it(
+    make_engine, fault_server, cache, write_audio, opening, status
+):
+    file = write_audio("a.flac", opening)
+    fault_server.answers = [reply(status, {"error": {"message": "oops"}})]
+    [first] = transcribe_files([file], make_engine(), cache)
+    assert (first.status, len(fault_server.posts)) == ("failed", 3) and str(status) in (first.error or "")
+    fault_server.answers = [reply(200, heard())]
+    [second] = transcribe_files([file], make_engine(), cache)
+    assert (second.status, len(fault_server.posts)) == ("ok", 4)
 
 
 def test_a_lasting_rate_limit_puts_the_file_off(make_engine, fault_server, opening):
@@ -302,6 +328,9 @@ def test_the_same_bytes_are_paid_for_once(make_engine, fault_server, cache, writ
     assert {r.status for r in results} == {"ok"} and len(results) == 4
     assert [r.cached for r in results].count(False) == 1
     assert len(fault_server.posts) == 1
+    again = list(transcribe_files(twins, make_engine(), cache))
+    for found in (results, again):
+        assert sum(r.cost_usd or 0.0 for r in found) == pytest.approx(0.006 * 9 / 60), "its cost is told once"
 
 
 def test_requests_run_side_by_side(make_engine, fault_server, opening):
