@@ -6,7 +6,7 @@ PORT ?= 3000
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow-test lint dev lock clean bench-storage bench-speech bench-api api-test
+.PHONY: help demo test slow-test lint dev lock clean bench-storage bench-speech bench-api bench-ingest api-test
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -41,6 +41,9 @@ bench-speech: .venv/.bench ## local Whisper against its peers; SPEECH=DIR holds 
 
 bench-api: .venv/.dev ## the API engine against a loopback server: concurrency, rate limits, CPU, bytes
 	$(BIN)/python -m benchmarks.api
+
+bench-ingest: .venv/.bench ## listing and downloads against boto3's paginator and s5cmd
+	$(BIN)/python -m benchmarks.ingest
 
 lock: ## refresh the hash-locked requirements (needs uv)
 	uv pip compile -q --universal --no-strip-extras --python-version 3.10 --generate-hashes --no-header \

@@ -5,18 +5,17 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timezone
+from typing import Any, NamedTuple
 
-from audio_assets.ingest.remote_errors import translated
+from audio_assets.ingest.pages import list_pages
 from audio_assets.partitions import partition_key_for, prefix_of
 
 AUDIO_EXTENSIONS = (".wav", ".mp3", ".flac", ".m4a", ".ogg", ".opus", ".webm", ".aac", ".mp4")
 """Endings of the keys that are taken for audio, in lower case; upper case counts as well."""
 
 
-@dataclass(frozen=True)
-class RemoteObject:
+class RemoteObject(NamedTuple):
     """One object as a listing tells it.
 
     ``etag`` has no quotes; it is None for a file that never came from a bucket. ``last_modified`` is in UTC.
@@ -54,20 +53,12 @@ def list_objects(client: Any, bucket: str, prefix: str = "", *, delimiter: str =
 
     Raises:
         SettingsError: the bucket, the credentials or the endpoint are wrong.
+        AudioAssetsError: the server failed, or ended the listing half-way: what came is not all there is.
     """
-    arguments = {"Bucket": bucket, "Prefix": prefix}
-    if delimiter:
-        arguments["Delimiter"] = delimiter
-    with translated(client, bucket, "list the bucket"):
-        for page in client.get_paginator("list_objects_v2").paginate(**arguments):
-            for entry in page.get("Contents", ()):
-                if is_audio(entry["Key"]):
-                    yield RemoteObject(
-                        key=entry["Key"],
-                        etag=entry["ETag"].strip('"'),
-                        size_bytes=entry["Size"],
-                        last_modified=entry["LastModified"],
-                    )
+    for page in list_pages(client, bucket, prefix, delimiter=delimiter):
+        for key, etag, size, modified in zip(page.keys, page.etags, page.sizes, page.modified, strict=True):
+            if is_audio(key):
+                yield RemoteObject(key, etag, size, _time(modified))
 
 
 def list_prefix(client: Any, bucket: str, prefix: str, depth: int) -> Iterator[RemoteObject]:
@@ -100,3 +91,15 @@ def discover_prefixes(objects: Iterable[RemoteObject], depth: int) -> list[Prefi
         PrefixListing(prefix, partition_key_for(prefix), count, size)
         for prefix, (count, size) in sorted(totals.items())
     ]
+
+
+def _time(text: str) -> datetime:
+    """A time of a listing, in UTC."""
+    try:
+        # Python 3.10 does not know the Z.
+        found = datetime.fromisoformat(text[:-1] + "+00:00" if text.endswith("Z") else text)
+    except ValueError:
+        from botocore.utils import parse_timestamp
+
+        found = parse_timestamp(text)
+    return found.replace(tzinfo=timezone.utc) if found.tzinfo is None else found

@@ -1,0 +1,176 @@
+"""Ingest against boto3's paginator and s5cmd: ``python -m benchmarks.ingest``.
+
+Prints a table for people and, as the last line, one JSON object. Competitors take turns in one run and the median of
+the rounds counts. A part is a function that gives rows; to measure something else, add it to `PARTS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+Result = dict[str, Any]
+Part = Callable[[argparse.Namespace], list[Result]]
+
+PAGE_KEYS = 1_000
+
+
+def result(name: str, value: float | None, unit: str, goal: float, met: bool, note: str = "") -> Result:
+    """One row of the report; ``note`` says why there is no value."""
+    row: Result = {
+        "name": name,
+        "value": None if value is None else round(value, 3),
+        "unit": unit,
+        "goal": goal,
+        "met": met,
+    }
+    return row | ({"note": note} if note else {})
+
+
+# Listing: pages as a server sends them, replayed where botocore would send its request.
+
+
+def recorded_page(number: int, last: bool) -> bytes:
+    """A page as R2 sends it, with 1,000 keys of a usual length."""
+    entries = "".join(
+        f"<Contents><Key>calls/2026/{number:05}/recording-{n:06}.wav</Key><Size>{160_044 + n}</Size>"
+        f"<LastModified>2026-11-0{1 + n % 9}T12:{n % 60:02}:00.{n:03}Z</LastModified>"
+        f"<ETag>&quot;{number * PAGE_KEYS + n:032x}&quot;</ETag><StorageClass>STANDARD</StorageClass></Contents>"
+        for n in range(PAGE_KEYS)
+    )
+    more = "<IsTruncated>false</IsTruncated>"
+    if not last:
+        more = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{number + 1}</NextContinuationToken>"
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+        f"<Name>b</Name><EncodingType>url</EncodingType>{more}<KeyCount>{PAGE_KEYS}</KeyCount>{entries}"
+        "</ListBucketResult>"
+    ).encode()
+
+
+class _Raw(io.BytesIO):
+    def stream(self, amount: int = 65_536, **_: object) -> Iterator[bytes]:
+        while block := self.read(amount):
+            yield block
+
+
+def replaying_client(pages: int) -> Any:
+    """A boto3 client whose listing is ``pages`` recorded pages; nothing is sent."""
+    import boto3
+    from botocore.awsrequest import AWSResponse
+
+    client = boto3.session.Session().client(
+        "s3",
+        endpoint_url="http://127.0.0.1:9",
+        region_name="auto",
+        aws_access_key_id="benchmark",
+        aws_secret_access_key="benchmark",
+    )
+    state = {"sent": 0}
+
+    def replay(request: Any, **_: object) -> AWSResponse:
+        number = state["sent"] % pages
+        state["sent"] += 1
+        return AWSResponse(request.url, 200, {}, _Raw(recorded_page(number, number == pages - 1)))
+
+    client.meta.events.register("before-send.s3.ListObjectsV2", replay)
+    return client
+
+
+def list_child(how: str, pages: int) -> None:
+    """In a process of its own: list, and print keys, CPU seconds without those of the replay, and peak memory in MB."""
+    from audio_assets.ingest.listing import list_objects
+
+    client = replaying_client(pages)
+    started = time.process_time()
+    for number in range(pages):
+        io.BytesIO(recorded_page(number, False))
+    replay_s = time.process_time() - started
+    started, keys = time.process_time(), 0
+    if how == "ours":
+        for _ in list_objects(client, "b"):
+            keys += 1
+    else:
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket="b"):
+            for _ in page.get("Contents", ()):
+                keys += 1
+    cpu_s = time.process_time() - started - replay_s
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"keys": keys, "cpu_s": cpu_s, "peak_mb": peak_mb}))
+
+
+def _listed(how: str, pages: int) -> dict[str, float]:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.ingest", "--list-child", how, str(pages)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said: dict[str, float] = json.loads(done.stdout)
+    return said
+
+
+def listing(options: argparse.Namespace) -> list[Result]:
+    """CPU per key against boto3's paginator, and memory, over recorded pages."""
+    pages = max(2, round(1_000 * options.scale))
+    ours, theirs = [], []
+    for _ in range(options.rounds):
+        ours.append(_listed("ours", pages))
+        # The paginator's cost per key is the same on every page; a tenth of them measures it.
+        theirs.append(_listed("paginator", max(2, pages // 10)))
+    per_key, peer = (statistics.median(r["cpu_s"] / r["keys"] for r in runs) * 1e6 for runs in (ours, theirs))
+    memory = max(r["peak_mb"] for r in ours)
+    count = f"{pages * PAGE_KEYS:,} keys"
+    return [
+        result(f"list {count}: CPU per key, share of boto3's paginator", per_key / peer, "ratio", 1 / 3,
+               per_key / peer <= 1 / 3, f"{per_key:.2f} against {peer:.2f} µs"),
+        result(f"list {count}: peak memory", memory, "MB", 300.0, memory < 300),
+    ]  # fmt: skip
+
+
+PARTS: list[Part] = [listing]
+"""What is measured, in this order."""
+
+
+@contextmanager
+def _said(name: str) -> Iterator[None]:
+    started = time.monotonic()
+    print(f"{name} …", file=sys.stderr, flush=True)
+    yield
+    print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Measure, and print the table and the line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each comparison (3)")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the sizes to measure (1)")
+    parser.add_argument("--only", default="", metavar="PART", help="measure one part: its function's name")
+    parser.add_argument("--list-child", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.list_child:
+        list_child(options.list_child[0], int(options.list_child[1]))
+        return
+    rows: list[Result] = []
+    for part in PARTS:
+        if options.only in ("", part.__name__):
+            with _said(part.__name__):
+                rows += part(options)
+    for row in rows:
+        value = "-" if row["value"] is None else f"{row['value']:.3f}"
+        met = "met" if row["met"] else "MISSED"
+        print(f"{row['name']:<70} {value:>10} {row['unit']:<6} goal {row['goal']:<8.3g} {met}  {row.get('note', '')}")
+    print(json.dumps({"benchmark": "ingest", "results": rows}))
+
+
+if __name__ == "__main__":
+    main()
