@@ -8,7 +8,8 @@ the decoder sees that the silence lasts to the end, at a fraction of the states 
 well as 500 consecutive ones, which cost a third more time in the decoder).
 
 Windows of similar length are decoded together. A window whose text looks wrong is decoded again on the full 30 s, with
-rising temperature, as Whisper's authors do it.
+rising temperature, as Whisper's authors do it. What the decoder leaves out at the end of a long window is found by
+timing its words, and decoded as a window of its own.
 """
 
 from __future__ import annotations
@@ -57,6 +58,16 @@ RETRY_SPEECH_S = 2.0
 RETRY_TOKENS_PER_S = 1.3
 """At least this much speech with fewer tokens than this a second: speech was dropped. Slow readers stay above 2; tokens
 and not words, because not every language puts spaces between its words."""
+
+COVERED_MIN_S = 12.0
+DROPPED_S = 2.0
+"""In a window at least so long, speech that goes on for so long behind the last word was dropped: Whisper takes a pause
+for the end. The last word lay at most 0.9 s before the end of speech in 113 of 114 windows, and 3.4 s in the one that
+had lost a sentence. Finding the words takes a seventh of the time of the window, and shorter windows lose nothing that
+the rate of tokens does not show."""
+
+REST_PAD_S = 0.2
+"""Sound before the speech that was left out; the pause in front of it is at least as long."""
 
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 BEST_OF = 5
@@ -111,6 +122,10 @@ class PackedWhisper:
 
     def decode(self, clips: Sequence[Clip]) -> list[ClipResult]:
         """One result per clip, in order."""
+        results = self._decode(clips)
+        return [self._with_rest(clip, result) for clip, result in zip(clips, results, strict=True)]
+
+    def _decode(self, clips: Sequence[Clip]) -> list[ClipResult]:
         with self.timings.stage("features"):
             features = [self._features(clip.samples) for clip in clips]
         with self.timings.stage("encode"):
@@ -283,11 +298,42 @@ class PackedWhisper:
         start_s = clip.speech[0][0] if clip.speech else 0.0
         end_s = clip.speech[-1][1] if clip.speech else clip.duration_s
         segment = Segment(start_s, end_s, text, decoded.avg_logprob, decoded.no_speech_prob, decoded.compression_ratio)
-        if self._options.word_timestamps:
+        if self._options.word_timestamps or clip.duration_s >= COVERED_MIN_S:
             with self.timings.stage("words"):
                 words = self._words(decoded, clip, states, frames, code)
-            segment = replace(segment, words=words)
+            if words and end_s - words[-1].end_s >= DROPPED_S:
+                segment = replace(segment, end_s=words[-1].end_s)
+            if self._options.word_timestamps:
+                segment = replace(segment, words=words)
         return ClipResult((segment,), code, probability, 0.0, flags)
+
+    def _with_rest(self, clip: Clip, result: ClipResult) -> ClipResult:
+        """The result with the speech behind its last word, should the decoder have stopped before the end."""
+        rest = self._rest(clip, result)
+        if rest is None:
+            return result
+        with self.timings.stage("rest"):
+            [more] = self.decode([rest])
+        offset_s = rest.start_s - clip.start_s
+        return replace(result, segments=(*result.segments, *(s.shifted(offset_s) for s in more.segments)))
+
+    def _rest(self, clip: Clip, result: ClipResult) -> Clip | None:
+        """The part of a long window that holds speech behind the last word, or None."""
+        if clip.duration_s < COVERED_MIN_S or not result.segments or not clip.speech:
+            return None
+        last_s = result.segments[-1].end_s
+        if clip.speech[-1][1] - last_s < DROPPED_S:
+            return None
+        # From the pause before the speech that has no words; the last word may run into it.
+        left = [(max(a, last_s), b) for a, b in clip.speech if b > last_s]
+        first = round(max(last_s, left[0][0] - REST_PAD_S) * SAMPLE_RATE_HZ)
+        offset_s = first / SAMPLE_RATE_HZ
+        return replace(
+            clip,
+            samples=clip.samples[first:],
+            start_s=clip.start_s + offset_s,
+            speech=tuple((a - offset_s, b - offset_s) for a, b in left),
+        )
 
     def _words(self, decoded: Decoded, clip: Clip, states: Samples, frames: int, language: str) -> tuple[Word, ...]:
         """Words timed by the decoder's attention to the speech itself, without the tail."""

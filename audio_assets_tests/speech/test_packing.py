@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from audio_assets.errors import SettingsError
-from audio_assets.speech import packing
-from audio_assets.speech.engine import SAMPLE_RATE_HZ, Clip, ClipResult, Samples
-from audio_assets.speech.judge import words_of
+from audio_assets.speech import packing, vad
+from audio_assets.speech.engine import SAMPLE_RATE_HZ, Clip, ClipResult, Samples, WindowPlan
+from audio_assets.speech.judge import uncovered_s, words_of
 from audio_assets.speech.local import LocalEngine, LocalOptions, packaged_model
 from audio_assets.speech.packing import Decoded, max_length, most_tokens, suspicious, tail_positions
 
@@ -248,3 +249,68 @@ def test_a_missing_model_says_what_to_do(tmp_path, what):
 def test_an_english_model_refuses_another_language(local_engine):
     with pytest.raises(SettingsError, match="multilingual"):
         engine_with(local_engine, language="de")
+
+
+class TestDroppedSpeech:
+    """Whisper may take a pause for the end and leave out the rest of a long window."""
+
+    @pytest.fixture
+    def long(self, two_cities: Samples) -> Clip:
+        """16 s of speech without a second of silence in it."""
+        samples = two_cities[int(0.8 * SAMPLE_RATE_HZ) : int(16.6 * SAMPLE_RATE_HZ)]
+        [window] = vad.windows([samples], WindowPlan(max_s=25.0, cut_silence_s=3.0))
+        spans = tuple((a / SAMPLE_RATE_HZ, b / SAMPLE_RATE_HZ) for a, b in window.speech)
+        return Clip("long", samples, 100.0, speech=spans)
+
+    def stopping_after(self, monkeypatch, engine: LocalEngine, words: int) -> list[int]:
+        """Let the first decoding end after some words; returns the lengths of the batches that are decoded."""
+        packed, seen = engine._packed, []
+        generate = packed._generate
+
+        def cut(states, clips, languages):
+            found = generate(states, clips, languages)
+            seen.append(len(clips))
+            if len(seen) > 1:
+                return found
+            kept = [d.tokens[:words] for d in found]
+            texts = [packed._tokenizer("en").decode(k) for k in kept]
+            return [replace(d, tokens=k, text=t) for d, k, t in zip(found, kept, texts, strict=True)]
+
+        monkeypatch.setattr(packed, "_generate", cut)
+        # The recording repeats its phrases on purpose; here nothing must be decoded again for that.
+        monkeypatch.setattr(packing, "suspicious", lambda decoded, clip: False)
+        monkeypatch.setattr(packing.judge, "echoes", lambda text: False)
+        return seen
+
+    def test_what_was_left_out_is_decoded_on_its_own(self, local_engine, long, monkeypatch):
+        [whole] = local_engine.transcribe([long])
+        self.stopping_after(monkeypatch, local_engine, 22)
+        [mended] = local_engine.transcribe([long])
+        first, rest = mended.segments
+        assert "wisdom" in first.text
+        assert "season of light" in rest.text.lower()
+        lost = set(words_of(text_of(whole))) - set(words_of(text_of(mended)))
+        assert len(lost) <= 2, lost
+        # True times: behind the first part, up to where speech ends, counted from the window's start.
+        assert 0 < first.end_s < rest.start_s + 0.1
+        assert rest.end_s == pytest.approx(long.speech[-1][1], abs=0.2)
+
+    def test_a_window_whose_words_reach_its_end_is_decoded_once(self, local_engine, long, monkeypatch):
+        seen = self.stopping_after(monkeypatch, local_engine, 1000)
+        [result] = local_engine.transcribe([long])
+        assert seen == [1]
+        assert len(result.segments) == 1
+        assert result.segments[0].words is None
+
+    def test_speech_that_stays_without_words_is_shown_as_not_covered(self, local_engine, long, monkeypatch):
+        self.stopping_after(monkeypatch, local_engine, 22)
+        decode, calls = local_engine._packed._decode, []
+
+        def silent(clips):
+            calls.append(len(clips))
+            return decode(clips) if len(calls) == 1 else [ClipResult(()) for _ in clips]
+
+        monkeypatch.setattr(local_engine._packed, "_decode", silent)
+        [result] = local_engine.transcribe([long])
+        assert len(calls) == 2
+        assert uncovered_s(result.segments, long.speech) >= packing.DROPPED_S - 1.0
