@@ -191,9 +191,12 @@ SPAN = pa.struct(
         ("end_char", _I64),
         ("start_s", _F64),
         ("end_s", _F64),
+        # "words": by the engine's own words; "segment": interpolated over the segment's characters.
+        ("time_source", _STR),
     ]
 )
 ENTITY = pa.struct([("text", _STR), ("label", _STR), ("start_char", _I64), ("end_char", _I64)])
+PII = pa.struct([("label", _STR), ("start_char", _I64), ("end_char", _I64), ("start_s", _F64), ("end_s", _F64)])
 
 _ID = Column("id", _STR, "the R2 object key, exactly as listed", nullable=False)
 _PREFIX = Column(
@@ -282,10 +285,13 @@ TOKENS = Table(
         Column("transcription", _STR, "the text that the offsets point into"),
         Column("tokens", _STRINGS, "normalized words, in order"),
         Column("content_tokens", _STRINGS, "the same without stop words"),
-        Column("spans", pa.list_(SPAN), "each token with lemma, character offsets and times"),
+        Column("spans", pa.list_(SPAN), "each token with lemma, character offsets, times and where these come from"),
         Column("sentence_count", _I64, "sentences in the text"),
-        Column("entities", pa.list_(ENTITY), "named entities; null when no model for them is installed"),
-        Column("sentiment", _F64, "-1 (negative) to 1 (positive); null when not computed"),
+        Column("bpe_count", _I64, "tokens of the configured BPE tokenizer; null without one"),
+        Column("entities", pa.list_(ENTITY), "named entities; null when not asked for"),
+        Column("sentiment", _F64, "-1 (negative) to 1 (positive); null when not asked for, or not English"),
+        Column("pii", pa.list_(PII), "personal data, with the times to mute; null when not asked for"),
+        Column("redacted", _STR, "the text with personal data replaced by its label; null when not asked for"),
     ),
     key=("id",),
 )

@@ -58,6 +58,15 @@ class Settings(BaseSettings):
     )
     audio_assets_max_bytes: int = Field(2 << 30, gt=0, description="largest file that is transcribed, in bytes")
     audio_assets_max_decode_s: float = Field(1800.0, gt=0, description="most seconds that decoding one file may take")
+    audio_assets_stop_words: str = Field(
+        "", description="words to count as stop words, in every language, separated by commas"
+    )
+    audio_assets_normalizers: str = Field(
+        "", description="what to do to words beyond NFKC and lower case, separated by commas"
+    )
+    audio_assets_bpe_file: str | None = Field(
+        None, description="a tokenizer.json whose tokens are counted too, in `bpe_count`"
+    )
     audio_assets_home: Path = Field(Path("data"), description="where everything is kept")
     audio_assets_prefix_depth: int = Field(1, ge=0, description="folders of a key that make its partition")
     audio_assets_report_link_hours: float = Field(
@@ -158,6 +167,15 @@ def load() -> Settings:
         raise SettingsError(
             f"{name}: {first['msg']} (got {first['input']!r}); correct it in the environment or .env"
         ) from None
+
+
+def listed(value: str) -> list[str]:
+    """The parts of a setting that lists things, separated by commas.
+
+    >>> listed("um, uh,,er ")
+    ['um', 'uh', 'er']
+    """
+    return [part.strip() for part in value.split(",") if part.strip()]
 
 
 def sensors_on() -> bool:

@@ -2,15 +2,53 @@
 
 import dagster as dg
 import pyarrow as pa
+from pydantic import Field
 
-from audio_assets import checks, schemas
+from audio_assets import checks, schemas, settings
 from audio_assets.assets.common import OWNERS, WAREHOUSE, preview, readable_errors, table_metadata, table_type
 from audio_assets.partitions import prefix_partitions
-from audio_assets.text.tokenize import tokenize
+from audio_assets.text.normalize import NORMALIZERS
+from audio_assets.text.tokenize import COLUMNS, TokenizeOptions
+from audio_assets.text.workers import tokenize_in_workers
+
+
+class TokensConfig(dg.Config):
+    """How to split transcripts into words."""
+
+    stop_words: list[str] = Field(
+        default=[], description="Words to count as stop words, in every language; by default AUDIO_ASSETS_STOP_WORDS."
+    )
+    normalizers: list[str] = Field(
+        default=[],
+        description="What to do to words beyond NFKC and lower case; by default AUDIO_ASSETS_NORMALIZERS. "
+        + "; ".join(f"{name}: {does}" for name, (does, _) in NORMALIZERS.items())
+        + ".",
+    )
+    bpe_file: str | None = Field(
+        default=None,
+        description="A tokenizer.json whose tokens are counted too; by default AUDIO_ASSETS_BPE_FILE.",
+    )
+    workers: int | None = Field(
+        default=None, ge=1, description="Processes; by default one, and one per core for 50,000 transcripts and more."
+    )
+
+    def options(self) -> TokenizeOptions:
+        """How to split, with what the environment says where the run says nothing.
+
+        Raises:
+            SettingsError: a variable of the environment is set to something it cannot be.
+        """
+        found = settings.load()
+        return TokenizeOptions(
+            extra_stop_words=frozenset(self.stop_words or settings.listed(found.audio_assets_stop_words)),
+            normalizers=tuple(self.normalizers or settings.listed(found.audio_assets_normalizers)),
+            bpe_file=self.bpe_file or found.audio_assets_bpe_file,
+        )
 
 
 @dg.asset(
     partitions_def=prefix_partitions,
+    ins={"transcripts": dg.AssetIn(metadata={"columns": COLUMNS})},
     group_name="text",
     owners=OWNERS,
     kinds={"spacy", "duckdb", "parquet"},
@@ -20,16 +58,15 @@ from audio_assets.text.tokenize import tokenize
     check_specs=checks.specs("tokens"),
     description=schemas.TOKENS.description,
 )
-def tokens(context: dg.AssetExecutionContext, transcripts: pa.Table) -> dg.MaterializeResult:
+def tokens(context: dg.AssetExecutionContext, config: TokensConfig, transcripts: pa.Table) -> dg.MaterializeResult:
     """Split each transcript into normalized words."""
     with readable_errors():
-        table = tokenize(transcripts)
-    words = table.column("tokens").combine_chunks()
+        table = tokenize_in_workers(transcripts, config.options(), config.workers)
     return dg.MaterializeResult(
         value=table,
         check_results=checks.check_tokens(table, transcripts),
         metadata={
-            "words": len(words.flatten()),
+            "words": sum(len(chunk.flatten()) for chunk in table.column("tokens").chunks),
             "preview": preview(table, ["id", "language", "tokens", "content_tokens"]),
         },
     )

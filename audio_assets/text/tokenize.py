@@ -20,45 +20,25 @@ Languages
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from audio_assets import schemas
+from audio_assets.errors import SettingsError
+from audio_assets.text import timing
+from audio_assets.text.normalize import normalize_word, normalizer_for
+from audio_assets.text.splitter import FALLBACK_LANGUAGE, Words, language_for, splitter_for
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+__all__ = ["FALLBACK_LANGUAGE", "TokenizeOptions", "language_for", "normalize_word", "tokenize", "tokenize_batches"]
 
-FALLBACK_LANGUAGE = "xx"
-"""spaCy's code for rules that suit no language in particular."""
-
-_SYNONYMS = {"no": "nb", "jw": "jv", "yue": "zh", "iw": "he", "in": "id"}
-"""Codes that Whisper or older standards use, as spaCy and simplemma spell them."""
-
-_SIMPLEMMA_CODES = {"sr": "hbs", "hr": "hbs", "bs": "hbs"}
-"""simplemma keeps Serbian, Croatian and Bosnian as one language."""
-
-_MAX_CHARS = 1_000_000_000
-"""spaCy refuses texts over a million characters for its parser's sake; there is no parser here."""
-
-# Zero-width joiners carry meaning (Persian spelling, emoji sequences); the other format characters are invisible noise.
-_JOINERS = "\u200c\u200d"
-
-_HAN = r"\u2e80-\u2fdf\u3005\u3007\u3021-\u3029\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_CJK_CUTS = (
-    rf"[{_HAN}]",
-    r"[\u3041-\u309f]+",
-    r"[\u30a0-\u30ff\u31f0-\u31ff\uff66-\uff9f]+",
-    r"[\u3001\u3002\u300c-\u300f\uff01\uff0c\uff1f]",
-)
-
-_POSSESSIVE = re.compile(r"(?i)(?<=.)['’]s?$")
+COLUMNS = ["id", "prefix", "transcription", "language", "segments"]
+"""Columns of `schemas.TRANSCRIPTS` that are read."""
 
 
 @dataclass(frozen=True)
@@ -68,45 +48,26 @@ class TokenizeOptions:
     Args:
         default_language: for transcripts whose language is not known.
         extra_stop_words: words to count as stop words in every language, in any case.
-        batch_size: texts that spaCy takes at a time.
+        normalizers: names of `normalize.NORMALIZERS`, applied to every token in this order.
+        bpe_file: a ``tokenizer.json`` of Hugging Face's tokenizers, to count its tokens too.
+        batch_size: transcripts that are worked on at a time.
     """
 
     default_language: str = FALLBACK_LANGUAGE
     extra_stop_words: frozenset[str] = frozenset()
-    batch_size: int = 256
+    normalizers: tuple[str, ...] = ()
+    bpe_file: str | None = None
+    batch_size: int = 1024
 
+    def check(self) -> None:
+        """Look for what is wrong before any work is done.
 
-@dataclass(frozen=True)
-class _Word:
-    """What a surface form becomes, whatever its place."""
-
-    token: str
-    lemma: str | None
-    is_stop: bool
-
-
-@dataclass
-class _Spans:
-    """The tokens of one text, column by column."""
-
-    words: list[_Word] = field(default_factory=list)
-    start_char: list[int] = field(default_factory=list)
-    end_char: list[int] = field(default_factory=list)
-    sentences: int = 0
-
-
-def normalize_word(text: str) -> str:
-    """The form in which a word is counted: NFKC, lower case, straight apostrophes, no invisible characters.
-
-    >>> normalize_word("Ｏ’Brien\\u00ad")
-    "o'brien"
-    """
-    if text.isascii():
-        return text.strip().lower()
-    text = unicodedata.normalize("NFKC", text).lower()
-    text = "".join(c for c in text if c in _JOINERS or unicodedata.category(c) != "Cf")
-    text = text.replace("\u2019", "'")
-    return " ".join(unicodedata.normalize("NFKC", text).split())
+        Raises:
+            SettingsError: a normalizer is not known, or the BPE file is not one.
+        """
+        normalizer_for(self.normalizers)
+        if self.bpe_file is not None:
+            bpe_tokenizer(self.bpe_file)
 
 
 def tokenize(transcripts: pa.Table, options: TokenizeOptions | None = None) -> pa.Table:
@@ -120,270 +81,134 @@ def tokenize(transcripts: pa.Table, options: TokenizeOptions | None = None) -> p
     Returns:
         `schemas.TOKENS`, one row per row of ``transcripts`` and in its order. A row without text has empty lists.
         ``start_char`` and ``end_char`` count Unicode code points of ``transcription`` and satisfy
-        ``normalize_word(transcription[start_char:end_char]) == token``. ``start_s`` and ``end_s`` are those of the
-        engine's words where it gave them, else interpolated over the characters of the segment, and null where the
-        text is in no segment. ``entities`` and ``sentiment`` are null.
+        ``normalize_word(transcription[start_char:end_char]) == token`` (and the extra normalizers, where there are
+        any). ``start_s`` and ``end_s`` are those of the engine's words where it gave them (``time_source`` "words"),
+        else interpolated over the characters of the segment ("segment"), and null where the text is in no segment.
+        What `enrich` fills in is null.
+
+    Raises:
+        SettingsError: a normalizer is not known, or the BPE file is not one.
     """
     options = options or TokenizeOptions()
-    texts: list[str | None] = transcripts.column("transcription").to_pylist()
-    codes: list[str | None] = transcripts.column("language").to_pylist()
-    segments = transcripts.column("segments")
+    options.check()
+    return pa.concat_tables(
+        [schemas.TOKENS.empty(), *tokenize_batches(transcripts.select(COLUMNS).to_batches(options.batch_size), options)]
+    )
 
+
+def tokenize_batches(batches: Iterable[pa.RecordBatch], options: TokenizeOptions) -> Iterator[pa.Table]:
+    """`tokenize`, batch by batch."""
+    for batch in batches:
+        yield _tokenize_batch(batch, options)
+
+
+def _tokenize_batch(batch: pa.RecordBatch, options: TokenizeOptions) -> pa.Table:
+    texts: list[str | None] = batch.column("transcription").to_pylist()
+    codes: list[str | None] = batch.column("language").to_pylist()
     languages = {code: language_for(code or options.default_language) for code in set(codes)}
-    rows = [_Spans() for _ in texts]
+    columns = _Columns(len(texts))
     for language in dict.fromkeys(languages[code] for code in codes):
-        splitter = _splitter(language, options.extra_stop_words)
-        mine = [i for i, code in enumerate(codes) if languages[code] == language and texts[i]]
-        for i, spans in zip(mine, splitter.split([texts[i] or "" for i in mine], options.batch_size), strict=True):
-            rows[i] = spans
-
-    times = [
-        _times(text, spans, segments[i].as_py() or []) if text and spans.words else _NO_TIMES
-        for i, (text, spans) in enumerate(zip(texts, rows, strict=True))
-    ]
-    return schemas.TOKENS.conform(
-        pa.table(
-            {
-                "id": transcripts.column("id"),
-                "prefix": transcripts.column("prefix"),
-                "language": pa.array([languages[code] for code in codes], pa.string()),
-                "transcription": transcripts.column("transcription"),
-                "tokens": _lists([[w.token for w in spans.words] for spans in rows], pa.string()),
-                "content_tokens": _lists([[w.token for w in s.words if not w.is_stop] for s in rows], pa.string()),
-                "spans": _span_column(rows, times),
-                "sentence_count": pa.array([spans.sentences for spans in rows], pa.int64()),
-                "entities": pa.nulls(len(rows), pa.list_(schemas.ENTITY)),
-                "sentiment": pa.nulls(len(rows), pa.float64()),
-            }
-        )
+        splitter = splitter_for(language, options.extra_stop_words, options.normalizers)
+        mine = np.array([i for i, code in enumerate(codes) if languages[code] == language and texts[i]], np.int64)
+        columns.add(mine, splitter.split([texts[i] or "" for i in mine]))
+    columns.sort()
+    times = timing.locate(texts, batch.column("segments"), columns.text, columns.start_char, columns.end_char)
+    tokens = columns.tokens
+    offsets = _offsets(columns.counts)
+    content = ~columns.is_stop
+    spans = pa.StructArray.from_arrays(
+        [
+            tokens,
+            columns.lemmas,
+            pa.array(columns.is_stop, pa.bool_()),
+            pa.array(columns.start_char, pa.int64()),
+            pa.array(columns.end_char, pa.int64()),
+            pa.array(times.start_s, pa.float64(), mask=np.isnan(times.start_s)),
+            pa.array(times.end_s, pa.float64(), mask=np.isnan(times.end_s)),
+            times.source(),
+        ],
+        fields=list(schemas.SPAN),
     )
+    made = {
+        "id": batch.column("id"),
+        "prefix": batch.column("prefix"),
+        "language": pa.array([languages[code] for code in codes], pa.string()),
+        "transcription": batch.column("transcription"),
+        "tokens": pa.ListArray.from_arrays(offsets, tokens),
+        "content_tokens": pa.ListArray.from_arrays(
+            _offsets(np.bincount(columns.text[content], minlength=len(texts))), tokens.filter(pa.array(content))
+        ),
+        "spans": pa.ListArray.from_arrays(offsets, spans),
+        "sentence_count": pa.array(columns.sentences, pa.int64()),
+        "bpe_count": _bpe_counts(texts, options.bpe_file),
+    }
+    rest = {c.name: pa.nulls(len(texts), c.type) for c in schemas.TOKENS.columns if c.name not in made}
+    return schemas.TOKENS.conform(pa.table(made | rest))
 
 
-@lru_cache(maxsize=256)
-def language_for(code: str) -> str:
-    """The spaCy language whose tokenizer will be used for a transcript in ``code``; ``xx`` when there is none.
+class _Columns:
+    """The words of a batch, of all its languages, column by column."""
 
-    >>> language_for("en-US"), language_for("tlh")
-    ('en', 'xx')
+    def __init__(self, texts: int) -> None:
+        self.counts = np.zeros(texts, np.int64)
+        self.sentences = np.zeros(texts, np.int64)
+        self._parts: list[tuple[np.ndarray[Any, np.dtype[np.int64]], Words]] = []
+
+    def add(self, numbers: np.ndarray[Any, np.dtype[np.int64]], words: Words) -> None:
+        """Take in the words of the texts ``numbers``."""
+        self.counts[numbers] = words.counts
+        self.sentences[numbers] = words.sentences
+        self._parts.append((np.repeat(numbers, words.counts), words))
+
+    def sort(self) -> None:
+        """Bring the words of all languages into the order of the texts."""
+        parts = self._parts
+        if not parts:
+            parts = [(np.empty(0, np.int64), _no_words())]
+        self.text = np.concatenate([text for text, _ in parts])
+        self.start_char = np.concatenate([words.start_char for _, words in parts])
+        self.end_char = np.concatenate([words.end_char for _, words in parts])
+        self.is_stop = np.concatenate([words.is_stop[words.word] for _, words in parts])
+        self.tokens = pa.concat_arrays([words.tokens.take(pa.array(words.word)) for _, words in parts])
+        self.lemmas = pa.concat_arrays([words.lemmas.take(pa.array(words.word)) for _, words in parts])
+        if len(parts) > 1:
+            order = np.argsort(self.text, kind="stable")
+            self.text, self.is_stop = self.text[order], self.is_stop[order]
+            self.start_char, self.end_char = self.start_char[order], self.end_char[order]
+            self.tokens, self.lemmas = self.tokens.take(pa.array(order)), self.lemmas.take(pa.array(order))
+
+
+def _no_words() -> Words:
+    # Not a constant: pyarrow imports pandas with its first array, and the definitions load without it.
+    none, no_strings = np.empty(0, np.int64), pa.array([], pa.string())
+    return Words(none, none, none, none, none, no_strings, no_strings, np.empty(0, bool))
+
+
+@lru_cache(maxsize=4)
+def bpe_tokenizer(file: str) -> Any:
+    """The tokenizer that ``file`` describes.
+
+    Raises:
+        SettingsError: there is no such file, or it is not a ``tokenizer.json``.
     """
-    import spacy
+    from tokenizers import Tokenizer
 
-    language = re.split(r"[-_]", code.strip().lower(), maxsplit=1)[0]
-    language = _SYNONYMS.get(language, language)
+    if not Path(file).is_file():
+        raise SettingsError(f"{file}: no such BPE tokenizer file; give the path of a tokenizer.json")
     try:
-        spacy.blank(language)
-    except (ImportError, OSError):
-        # Unknown to spaCy, or its segmenter (SudachiPy, PyThaiNLP, …) is not installed.
-        return FALLBACK_LANGUAGE
-    return language
+        return Tokenizer.from_file(file)
+    except Exception as error:  # the library raises a bare Exception
+        reason = str(error).splitlines()[0]
+        raise SettingsError(f"{file}: not a BPE tokenizer file ({reason}); give the path of a tokenizer.json") from None
 
 
-class _Splitter:
-    """spaCy's tokenizer and sentencizer for one language, and what is known of each surface form."""
-
-    def __init__(self, language: str, extra_stop_words: frozenset[str]) -> None:
-        import spacy
-
-        self._nlp = spacy.blank(language)
-        self._nlp.max_length = _MAX_CHARS
-        self._stop_words = frozenset(normalize_word(w) for w in (*self._nlp.Defaults.stop_words, *extra_stop_words))
-        if language == "en":
-            self._stop_words |= _keep_contractions_whole(self._nlp, self._stop_words)
-        elif language in (FALLBACK_LANGUAGE, "zh"):
-            self._nlp.tokenizer = _multi_language_tokenizer(self._nlp)
-        self._nlp.add_pipe("sentencizer")
-        self._english = language == "en"
-        self._lemma = _lemmatizer(language)
-        self._known: dict[int, _Word | None] = {}
-
-    def split(self, texts: Sequence[str], batch_size: int) -> Iterator[_Spans]:
-        from spacy.attrs import IDX, LENGTH, ORTH, SENT_START
-
-        for text, doc in zip(texts, self._nlp.pipe(texts, batch_size=batch_size), strict=True):
-            spans = _Spans()
-            sentence_has_word = False
-            columns = doc.to_array([ORTH, IDX, LENGTH, SENT_START]).T.tolist() if len(doc) else ([], [], [], [])
-            for orth, start, length, sentence_start in zip(*columns, strict=True):
-                if sentence_start == 1:
-                    sentence_has_word = False
-                word = self._known[orth] if orth in self._known else self._learn(orth, text[start : start + length])
-                if word is None:
-                    continue
-                if not sentence_has_word:
-                    spans.sentences += 1
-                    sentence_has_word = True
-                spans.words.append(word)
-                spans.start_char.append(start)
-                spans.end_char.append(start + length)
-            yield spans
-
-    def _learn(self, orth: int, surface: str) -> _Word | None:
-        token = normalize_word(surface)
-        # Emoji modifiers (Sk) and stray combining marks say nothing without the character they belong to.
-        if all(unicodedata.category(c)[0] in "PZCM" or unicodedata.category(c) == "Sk" for c in token):
-            word = None
-        else:
-            stop = token in self._stop_words
-            if self._english and not stop and token.endswith("'s"):
-                stop = token[:-2] in self._stop_words
-            word = _Word(token, self._lemma(surface), stop)
-        self._known[orth] = word
-        return word
+def _bpe_counts(texts: list[str | None], file: str | None) -> pa.Array:
+    if file is None:
+        return pa.nulls(len(texts), pa.int64())
+    encoded = bpe_tokenizer(file).encode_batch([text or "" for text in texts], add_special_tokens=False)
+    counts = [len(one.ids) if text is not None else None for text, one in zip(texts, encoded, strict=True)]
+    return pa.array(counts, pa.int64())
 
 
-@lru_cache(maxsize=16)
-def _splitter(language: str, extra_stop_words: frozenset[str]) -> _Splitter:
-    return _Splitter(language, extra_stop_words)
-
-
-def _keep_contractions_whole(nlp: Any, stop_words: frozenset[str]) -> frozenset[str]:
-    """Take the rules that cut contractions out of spaCy's English tokenizer.
-
-    Returns:
-        The contractions all of whose parts are stop words: stop words themselves.
-    """
-    from spacy.util import compile_suffix_regex
-
-    rules = nlp.tokenizer.rules
-    kept, stops = {}, set()
-    for text, pieces in rules.items():
-        # A time of day (10am) is a number and a word, and stays cut.
-        if len(pieces) == 1 or text[0].isdigit():
-            kept[text] = pieces
-        elif all(normalize_word(orth) in stop_words for piece in pieces for orth in piece.values() if orth):
-            stops.add(normalize_word(text))
-    nlp.tokenizer.rules = kept
-    suffixes = [s for s in nlp.Defaults.suffixes if s not in ("'s", "'S", "’s", "’S")]
-    nlp.tokenizer.suffix_search = compile_suffix_regex(suffixes).search
-    return frozenset(stops)
-
-
-def _multi_language_tokenizer(nlp: Any) -> Any:
-    """spaCy's multi-language tokenizer, which also cuts Han and kana, where words touch."""
-    import spacy
-    from spacy.tokenizer import Tokenizer
-    from spacy.util import compile_infix_regex, compile_prefix_regex, compile_suffix_regex, get_lang_class
-
-    defaults: Any = get_lang_class(FALLBACK_LANGUAGE).Defaults
-    base: Any = spacy.blank(FALLBACK_LANGUAGE).tokenizer
-    return Tokenizer(
-        nlp.vocab,
-        rules=base.rules,
-        prefix_search=compile_prefix_regex(defaults.prefixes).search,
-        suffix_search=compile_suffix_regex(defaults.suffixes).search,
-        infix_finditer=compile_infix_regex((*_CJK_CUTS, *defaults.infixes)).finditer,
-        token_match=base.token_match,
-        url_match=base.url_match,
-    )
-
-
-def _lemmatizer(language: str) -> Callable[[str], str | None]:
-    """Surface form to lemma, lower-case; always null for a language without data."""
-    from simplemma import lemmatize
-    from simplemma.strategies.dictionaries.dictionary_factory import SUPPORTED_LANGUAGES
-
-    code = _SIMPLEMMA_CODES.get(language, language)
-    if code not in SUPPORTED_LANGUAGES:
-        return lambda surface: None
-
-    def lemma(surface: str) -> str:
-        # The case is kept for the lookup: simplemma knows German nouns by their capital.
-        form = " ".join(unicodedata.normalize("NFKC", surface).split()).replace("\u2019", "'")
-        if code == "en":
-            form = _POSSESSIVE.sub("", form) if "'" in form else form
-        return normalize_word(lemmatize(form, lang=code)) or normalize_word(surface)
-
-    return lemma
-
-
-_NO_TIMES: tuple[NDArray[np.float64], NDArray[np.float64]] = (np.empty(0), np.empty(0))
-
-
-def _times(
-    text: str, spans: _Spans, segments: Sequence[Mapping[str, Any]]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Start and end of each token in seconds; NaN where no segment holds it."""
-    pieces, words = _anchors(text, segments)
-    starts = np.asarray(spans.start_char, np.float64)
-    ends = np.asarray(spans.end_char, np.float64)
-    start_s, end_s = _interpolate(pieces, starts, ends)
-    if len(words):
-        exact_start, exact_end = _interpolate(words, starts, ends)
-        known = ~np.isnan(exact_start) & ~np.isnan(exact_end)
-        start_s = np.where(known, exact_start, start_s)
-        end_s = np.where(known, exact_end, end_s)
-    return start_s, np.maximum(start_s, end_s)
-
-
-def _anchors(text: str, segments: Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Where segments and their words lie in the text: rows of (start_char, end_char, start_s, end_s)."""
-    pieces: list[tuple[float, float, float, float]] = []
-    words: list[tuple[float, float, float, float]] = []
-    cursor = 0
-    for segment in segments:
-        found = _place(text, segment["text"], cursor, len(text), segment["start_s"], segment["end_s"])
-        if found is None:
-            continue
-        pieces.append(found)
-        begin, cursor = int(found[0]), int(found[1])
-        for word in segment["words"] or []:
-            spot = _place(text, word["word"], begin, cursor, word["start_s"], word["end_s"])
-            if spot is not None:
-                words.append(spot)
-                begin = int(spot[1])
-    return np.asarray(pieces, np.float64).reshape(-1, 4), np.asarray(words, np.float64).reshape(-1, 4)
-
-
-def _place(
-    text: str, piece: str | None, begin: int, end: int, start_s: float | None, end_s: float | None
-) -> tuple[float, float, float, float] | None:
-    piece = (piece or "").strip()
-    if not piece or start_s is None or end_s is None or not (np.isfinite(start_s) and np.isfinite(end_s)):
-        return None
-    at = text.find(piece, begin, end)
-    return None if at < 0 else (at, at + len(piece), start_s, max(start_s, end_s))
-
-
-def _interpolate(
-    anchors: NDArray[np.float64], starts: NDArray[np.float64], ends: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Times of character positions, linear within each anchor; NaN outside all of them."""
-    nothing = np.full(len(starts), np.nan)
-    if not len(anchors):
-        return nothing, nothing
-    first = np.clip(np.searchsorted(anchors[:, 0], starts, "right") - 1, 0, None)
-    last = np.clip(np.searchsorted(anchors[:, 1], ends, "left"), None, len(anchors) - 1)
-
-    def at(which: NDArray[np.intp], chars: NDArray[np.float64]) -> NDArray[np.float64]:
-        a = anchors[which]
-        inside = (chars >= a[:, 0]) & (chars <= a[:, 1])
-        share = (chars - a[:, 0]) / (a[:, 1] - a[:, 0])
-        return np.where(inside, a[:, 2] + share * (a[:, 3] - a[:, 2]), np.nan)
-
-    return at(first, starts), at(last, ends)
-
-
-def _offsets(lengths: Sequence[int]) -> pa.Array:
-    return pa.array(np.concatenate(([0], np.cumsum(np.asarray(lengths, np.int64)))), pa.int32())
-
-
-def _lists(rows: Sequence[Sequence[str]], kind: pa.DataType) -> pa.Array:
-    return pa.ListArray.from_arrays(_offsets([len(r) for r in rows]), pa.array([v for r in rows for v in r], kind))
-
-
-def _span_column(rows: Sequence[_Spans], times: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> pa.Array:
-    # Built from flat columns: one Python dict per token would cost more than the tokenizer.
-    words = [w for spans in rows for w in spans.words]
-    start_s = np.concatenate([t[0] for t in times]) if times else np.empty(0)
-    end_s = np.concatenate([t[1] for t in times]) if times else np.empty(0)
-    values = [
-        pa.array([w.token for w in words], pa.string()),
-        pa.array([w.lemma for w in words], pa.string()),
-        pa.array([w.is_stop for w in words], pa.bool_()),
-        pa.array([c for spans in rows for c in spans.start_char], pa.int64()),
-        pa.array([c for spans in rows for c in spans.end_char], pa.int64()),
-        pa.array(start_s, pa.float64(), mask=np.isnan(start_s)),
-        pa.array(end_s, pa.float64(), mask=np.isnan(end_s)),
-    ]
-    structs = pa.StructArray.from_arrays(values, fields=list(schemas.SPAN))
-    return pa.ListArray.from_arrays(_offsets([len(spans.words) for spans in rows]), structs)
+def _offsets(counts: np.ndarray[Any, np.dtype[np.int64]]) -> pa.Array:
+    return pa.array(np.concatenate(([0], np.cumsum(counts))), pa.int32())

@@ -1,6 +1,7 @@
 """Transcripts become words that can be counted, and found again in the text and in the recording."""
 
 import unicodedata
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from audio_assets import schemas
+from audio_assets.errors import SettingsError
 from audio_assets.text.tokenize import TokenizeOptions, language_for, normalize_word, tokenize
 
 
@@ -208,3 +210,101 @@ def test_offsets_point_at_the_tokens_text(script: str):
             assert not [c for c in between if unicodedata.category(c)[0] in "LN"]
 
     check()
+
+
+def sources(**row: object) -> list[str | None]:
+    [made] = tokenize(transcripts(row)).to_pylist()
+    return [span["time_source"] for span in made["spans"]]
+
+
+def test_each_time_says_where_it_comes_from():
+    piece = segment(0, 4, "Hello big world", [(1, 2, " Hello"), (2, 3, " big")])
+
+    assert sources(transcription="Hello big world now", segments=[piece]) == ["words", "words", "segment", None]
+
+
+def test_words_that_are_not_the_segments_text_are_looked_up_one_by_one():
+    piece = segment(0, 9, "Hello, big world.", [(1, 2, "Hello"), (4, 5, "big"), (6, 8, "world")])
+    [row] = tokenize(transcripts({"transcription": "Hello, big world.", "segments": [piece]})).to_pylist()
+
+    assert [(s["start_s"], s["end_s"], s["time_source"]) for s in row["spans"]] == [
+        (1, 2, "words"),
+        (4, 5, "words"),
+        (6, 8, "words"),
+    ]
+
+
+def test_words_of_scripts_of_several_bytes_keep_their_times():
+    piece = segment(0, 9, "Мама мыла раму", [(1, 2, " Мама"), (3, 4, " мыла"), (5, 6, " раму")])
+    row = {"transcription": "Мама мыла раму", "language": "ru", "segments": [piece]}
+    [made] = tokenize(transcripts({"transcription": None}, row).slice(1)).to_pylist()
+
+    assert [(s["start_s"], s["end_s"]) for s in made["spans"]] == [(1, 2), (3, 4), (5, 6)]
+
+
+def test_a_segment_without_times_gives_none():
+    pieces = [segment(None, None, "Hello"), segment(2, 4, "world")]
+    [row] = tokenize(transcripts({"transcription": "Hello world", "segments": pieces})).to_pylist()
+
+    assert [(s["start_s"], s["time_source"]) for s in row["spans"]] == [(None, None), (2, "segment")]
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "text", "expected"),
+    [
+        ("casefold", "Straße", ["strasse"]),
+        ("strip_accents", "café Ёлка", ["cafe", "елка"]),
+        ("ascii_digits", "٣ १२", ["3", "12"]),
+        ("mask_digits", "in 1859", ["in", "0000"]),
+        ("squeeze_repeats", "soooo good", ["soo", "good"]),
+    ],
+)
+def test_normalizers_on_request(normalizer: str, text: str, expected: list[str]):
+    row = words(text, None, normalizers=(normalizer,))
+
+    assert row["tokens"] == expected
+    assert [text[s["start_char"] : s["end_char"]] for s in row["spans"]] == text.split()
+
+
+def test_stop_words_stay_stop_words_under_a_normalizer():
+    assert words("où à l'eau", "fr", normalizers=("strip_accents",))["content_tokens"] == ["eau"]
+
+
+def test_an_unknown_normalizer_is_refused_with_those_that_there_are():
+    with pytest.raises(SettingsError, match="'shout' is not known; use some of casefold"):
+        words("a", normalizers=("shout",))
+
+
+def bpe_file(directory: Path) -> Path:
+    """A BPE tokenizer, trained here on a few words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(["low lower lowest"] * 20, trainers.BpeTrainer(initial_alphabet=alphabet))
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return directory / "tokenizer.json"
+
+
+def test_bpe_tokens_are_counted_with_the_file_that_was_given(tmp_path: Path):
+    from tokenizers import Tokenizer
+
+    file = bpe_file(tmp_path)
+    given_rows = transcripts({"transcription": "lower, lowest 👍"}, {"transcription": None}, {"transcription": ""})
+
+    made = tokenize(given_rows, TokenizeOptions(bpe_file=str(file)))
+
+    expected = len(Tokenizer.from_file(str(file)).encode("lower, lowest 👍").ids)
+    assert made.column("bpe_count").to_pylist() == [expected, None, 0]
+    assert tokenize(given_rows).column("bpe_count").to_pylist() == [None, None, None]
+
+
+@pytest.mark.parametrize("content", [None, "not json", "{}"])
+def test_a_bpe_file_that_is_none_is_named(tmp_path: Path, content: str | None):
+    file = tmp_path / "wrong.json"
+    if content is not None:
+        file.write_text(content)
+
+    with pytest.raises(SettingsError, match=r"wrong\.json: .*give the path of a tokenizer\.json"):
+        tokenize(transcripts(), TokenizeOptions(bpe_file=str(file)))
