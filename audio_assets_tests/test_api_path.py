@@ -109,6 +109,45 @@ def test_a_wrong_key_is_one_line_that_names_it(command: Command, fault_server: F
     assert 1 <= len(fault_server.posts) <= 2
 
 
+def test_what_a_failed_step_has_spent_is_on_record(
+    command: Command,
+    home: Home,
+    fault_server: FaultServer,  # noqa: F811
+) -> None:
+    revoked = reply(401, {"error": {"message": "Incorrect API key", "code": "invalid_api_key"}})
+    fault_server.answers = [reply(200, {**heard(), "usage": {"type": "duration", "seconds": 4}}), revoked]
+    command("run", "--skip-ingestion", "--skip-summary", "--max-workers", "1", expect=4)
+    book = rows(home, "transcription_ledger")
+    assert sum(r["attempts"] for r in book) == len(fault_server.posts) == 2
+    assert sorted(r["status"] for r in book) == ["failed", "ok"]
+    assert sum(r["cost_usd"] for r in book) == pytest.approx(4 * PRICE)
+
+
+def test_the_runs_of_a_backfill_share_one_cap(
+    command: Command,
+    home: Home,
+    fault_server: FaultServer,  # noqa: F811
+) -> None:
+    from audio_assets.definitions import defs
+
+    command("run", "--skip-ingestion", "--skip-summary", "--max-cost", "0", expect=3)
+    fault_server.answers = [reply(200, {**heard(), "usage": {"type": "duration", "seconds": 4}})]
+    most = max(r["duration_s"] for r in rows(home, "raw_audio") if r["status"] == "ok")
+    job = defs.resolve_job_def("prefix_job")
+    with dg.DagsterInstance.get() as instance:
+        for backfill, paid in (("first", 1), ("second", 2)):
+            for partition in ("best-of-times", "in-short"):
+                result = job.execute_in_process(
+                    partition_key=partition,
+                    instance=instance,
+                    tags={"dagster/backfill": backfill},
+                    run_config={"ops": {"transcripts": {"config": {"max_cost_usd": (most + 1) * PRICE}}}},
+                    asset_selection=[dg.AssetKey("transcripts")],
+                )
+                assert result.success
+            assert len(fault_server.posts) == paid, "the first partition leaves too little for the second"
+
+
 def test_comparing_two_models_says_how_they_differ_and_what_is_lost(
     command: Command,
     home: Home,

@@ -11,7 +11,7 @@ from audio_assets.assets.transcripts import transcripts
 from audio_assets.partitions import prefix_for, prefix_partitions
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
 from audio_assets.resources.home import HomeResource
-from audio_assets.speech.ledger import prune_journal, read_journal
+from audio_assets.speech.ledger import bring_up_to_date
 
 
 @dg.asset(
@@ -34,9 +34,7 @@ def transcription_ledger(
     prefix, root = prefix_for(context.partition_key), home.paths().ledger
     with readable_errors():
         recorded = warehouse.store().read(schemas.TRANSCRIPTION_LEDGER, [context.partition_key]).to_pylist()
-        prune_journal(root, prefix, recorded, time.time())
-        rows = {row["request"]: row for row in recorded} | read_journal(root, prefix)
-        ordered = sorted(rows.values(), key=lambda row: (row["started_at"], row["request"]))
+        ordered = bring_up_to_date(root, prefix, recorded, time.time())
         table = schemas.TRANSCRIPTION_LEDGER.from_rows(ordered)
     mine = [row for row in ordered if row["run"] == context.run.run_id]
     return dg.MaterializeResult(

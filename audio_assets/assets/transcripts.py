@@ -1,7 +1,8 @@
 """`transcripts`: what Whisper heard in each recording of the prefix."""
 
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import dagster as dg
@@ -25,9 +26,13 @@ from audio_assets.resources.home import HomeResource
 from audio_assets.resources.progress import Progress
 from audio_assets.resources.whisper import WhisperResource
 from audio_assets.speech.decode import Limits
-from audio_assets.speech.ledger import Account
+from audio_assets.speech.ledger import Account, bring_up_to_date
 from audio_assets.speech.openai_api import OpenAIEngine
+from audio_assets.speech.shared_cap import SharedCap
 from audio_assets.speech.transcribe import AudioFile, FileTranscript, TranscribeOptions, transcribe_files
+
+BACKFILL_TAG = "dagster/backfill"
+"""Dagster's mark on the runs of one backfill."""
 
 
 class TranscriptsConfig(dg.Config):
@@ -49,7 +54,8 @@ class TranscriptsConfig(dg.Config):
     max_cost_usd: float | None = Field(
         default=None,
         ge=0,
-        description="Most that this run may spend on an API, in US dollars. What does not fit is put off, as deferred.",
+        description="Most that this run, or all runs of a backfill together, may spend on an API, in US dollars. What "
+        "does not fit is put off, as deferred.",
     )
     max_duration_s: float | None = Field(
         default=None,
@@ -110,7 +116,7 @@ def transcripts(
         mirror = home.mirror()
         files = [AudioFile(r["id"], mirror.path_for(r["id"]), r["sha256"]) for r in rows if r["status"] == "ok"]
         done: dict[str, dict[str, Any]] = {}
-        account = Account(config.max_cost_usd, home.paths().ledger, lambda id: prefix, context.run.run_id)
+        account = _account(context, config, home)
         if files:
             durations = {r["id"]: r["duration_s"] or 0.0 for r in rows}
             total_min = sum(durations[f.id] for f in files) / 60
@@ -124,7 +130,7 @@ def transcripts(
                 on_stop=engine.halt if isinstance(engine, OpenAIEngine) else lambda: None,
             )
             with (
-                closing(account),
+                _recorded(context, account, home, warehouse),
                 progress.task(f"transcripts {context.partition_key}", "min", context.log.info) as task,
             ):
 
@@ -157,6 +163,34 @@ def transcripts(
             status_metadata(table),
         ),
     )
+
+
+def _account(context: dg.AssetExecutionContext, config: TranscriptsConfig, home: HomeResource) -> Account:
+    """The budget of the run; the runs of one backfill have one in common."""
+    root, run, backfill = home.paths().ledger, context.run.run_id, context.run.tags.get(BACKFILL_TAG)
+    prefix = prefix_for(context.partition_key)
+    shared = (
+        SharedCap(root / "caps" / f"{backfill}.json", run) if backfill and config.max_cost_usd is not None else None
+    )
+    return Account(config.max_cost_usd, root, lambda id: prefix, run, shared)
+
+
+@contextmanager
+def _recorded(
+    context: dg.AssetExecutionContext, account: Account, home: HomeResource, warehouse: PartitionedDuckDBIOManager
+) -> Iterator[None]:
+    """Close the account at the end; when the step fails, put its requests on record, since no later step will."""
+    try:
+        with closing(account):
+            yield
+    except Exception:
+        if account.attempts:
+            key, store = context.partition_key, warehouse.store()
+            recorded = store.read(schemas.TRANSCRIPTION_LEDGER, [key]).to_pylist()
+            rows = bring_up_to_date(home.paths().ledger, prefix_for(key), recorded, time.time())
+            store.write(schemas.TRANSCRIPTION_LEDGER, schemas.TRANSCRIPTION_LEDGER.from_rows(rows), key)
+            context.log_event(dg.AssetMaterialization("transcription_ledger", partition=key))
+        raise
 
 
 def _fresh_ids(files: list[AudioFile], config: TranscriptsConfig) -> frozenset[str]:

@@ -19,9 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from audio_assets.errors import FileDeferred, SettingsError
+from audio_assets.speech.shared_cap import Money, SharedCap
 
 _ROUNDING_USD = 1e-9
 """Sums of floating-point money are equal within this."""
+
+_OTHERS_POLL_S = 0.5
+"""How often to look whether another process has given money back."""
 
 _SETTLED_S = 3600.0
 """A journal that nobody has written to for this long is finished: no request lives as long."""
@@ -59,6 +63,7 @@ class Account:
 
     ``cap_usd`` is the most that may be spent, None for no limit. Requests are written to the journal under ``root``,
     None for no journal; ``prefix_of`` gives the prefix that a file's id belongs to. ``run`` names the run in the book.
+    With ``shared`` the cap is that of all runs which share it.
     Belongs to one engine: its methods are called in that engine's event loop.
     """
 
@@ -68,6 +73,7 @@ class Account:
         root: Path | None = None,
         prefix_of: Callable[[str], str] = lambda id: "",
         run: str = "",
+        shared: SharedCap | None = None,
     ):
         self.cap_usd = cap_usd
         self.cost_usd = 0.0
@@ -87,6 +93,7 @@ class Account:
         self._name = f"{uuid.uuid4().hex}.jsonl"
         self._files: dict[str, int] = {}
         self._changed: list[asyncio.Future[None]] = []
+        self._shared = shared if cap_usd is not None else None
 
     @property
     def spent_usd(self) -> float:
@@ -111,24 +118,38 @@ class Account:
             FileDeferred: the cap does not allow it.
         """
         while self.cap_usd is not None:
-            free_usd = self.cap_usd - self.spent_usd + _ROUNDING_USD
+            others = self._shared.others() if self._shared else Money()
+            free_usd = self.cap_usd - self.spent_usd - others.spent_usd + _ROUNDING_USD
             if amount_usd > free_usd:
                 self.refused += 1
+                spent_usd = self.spent_usd + others.spent_usd
                 raise FileDeferred(
-                    f"the cap of ${self.cap_usd:g} is reached: ${self.spent_usd:.4f} spent, and this needs up to "
+                    f"the cap of ${self.cap_usd:g} is reached: ${spent_usd:.4f} spent, and this needs up to "
                     f"${amount_usd:.4f}; raise --max-cost (max_cost_usd) to go on"
                 )
-            if self.reserved_usd + amount_usd <= free_usd:
-                break
+            if self.reserved_usd + others.reserved_usd + amount_usd <= free_usd:
+                wanted = Money(self.spent_usd, self.reserved_usd + amount_usd)
+                if self._shared is None or self._shared.take(wanted, self.cap_usd + _ROUNDING_USD):
+                    break
+                continue
             # Reservations are upper bounds: what is under way may turn out cheaper.
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._changed.append(waiter)
-            await waiter
+            # Other processes do not say when theirs has.
+            await asyncio.wait([waiter], timeout=_OTHERS_POLL_S if others.reserved_usd else None)
+            if self.stopped:
+                raise FileDeferred("the run ended before this was sent; the next run tries again")
         self.reserved_usd += amount_usd
 
     def release(self, amount_usd: float) -> None:
         """Give back a reservation that cost nothing, or that `pay` and `lose` account for."""
         self.reserved_usd -= amount_usd
+        if self._shared is not None:
+            self._shared.settle(Money(self.spent_usd, max(0.0, self.reserved_usd)))
+        self.wake()
+
+    def wake(self) -> None:
+        """Let whoever waits for money look again."""
         waiters, self._changed = self._changed, []
         for waiter in waiters:
             if not waiter.done():
@@ -210,6 +231,16 @@ def prune_journal(root: Path, prefix: str, recorded: Iterable[dict[str, Any]], n
             path.unlink()
             deleted += 1
     return deleted
+
+
+def bring_up_to_date(root: Path, prefix: str, recorded: list[dict[str, Any]], now_s: float) -> list[dict[str, Any]]:
+    """The rows of the ledger of a prefix, oldest first: those on record, and what the journals hold.
+
+    Journals that are finished and on record are deleted. ``now_s`` is the time in seconds since the epoch.
+    """
+    prune_journal(root, prefix, recorded, now_s)
+    rows = {row["request"]: row for row in recorded} | read_journal(root, prefix)
+    return sorted(rows.values(), key=lambda row: (row["started_at"], row["request"]))
 
 
 _FIELDS = frozenset(Request.__dataclass_fields__)

@@ -52,6 +52,9 @@ _FORM_BYTES = 65_536
 _SHORTEST_S = 2.0
 """A refusal of less than this is not about its size."""
 
+_GRACE_S = 15.0
+"""How long a run that ends waits for the answers to what it has sent."""
+
 _AHEAD = 1 / 4
 """Of the requests in flight, so many clips more are compressed and wait for a place among them."""
 
@@ -246,6 +249,7 @@ class OpenAIEngine:
         self._account = Account()
         self._pieces: Pieces | None = None
         self._halt = asyncio.Event()
+        self._under_way: set[asyncio.Task[Any]] = set()
 
     def fingerprint(self) -> str:
         """SHA-256 of endpoint, model, options that shape the text, and version."""
@@ -276,7 +280,7 @@ class OpenAIEngine:
                 "set OPENAI_PRICE_USD_PER_MINUTE (0 for a server of your own)"
             )
         engine = copy.copy(self)
-        engine._account, engine._pieces, engine._halt = account, pieces, asyncio.Event()
+        engine._account, engine._pieces, engine._halt, engine._under_way = account, pieces, asyncio.Event(), set()
         return engine
 
     def halt(self) -> None:
@@ -285,9 +289,16 @@ class OpenAIEngine:
 
         def wake() -> None:
             self._halt.set()
+            self._account.wake()
             self._link.pace.wake()
+            # Answers that are on their way are paid for, but nobody waits for a server that has stalled.
+            asyncio.get_running_loop().call_later(_GRACE_S, self._abandon)
 
         self._link.call_soon(wake)
+
+    def _abandon(self) -> None:
+        for task in self._under_way:
+            task.cancel()
 
     def transcribe(self, clips: Sequence[Clip]) -> Iterator[ClipResult | FileError]:
         """One outcome per clip, in order."""
@@ -430,16 +441,20 @@ class OpenAIEngine:
         try:
             started = await pace.enter(request.seconds, self._check)
             account.begin(request, at_risk_usd)
+            task = asyncio.current_task()
+            assert task is not None  # noqa: S101 - this runs in a task
+            self._under_way.add(task)
             try:
                 return await self._exchange(audio, request, started)
             except asyncio.CancelledError:
                 account.lose(request, at_risk_usd)
-                raise
+                raise FileDeferred("the run ended before the answer came; the next run tries again") from None
             except _TransientError as error:
                 if error.unanswered:
                     account.lose(request, at_risk_usd)
                 raise
             finally:
+                self._under_way.discard(task)
                 pace.leave()
         finally:
             account.release(at_risk_usd)

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 from audio_assets.errors import FileDeferred, FileFailed, SettingsError
+from audio_assets.speech import openai_api
 from audio_assets.speech.engine import SAMPLE_RATE_HZ, Clip, ClipResult, Samples
 from audio_assets.speech.ledger import Account, journal_directory, prune_journal, read_journal
 from audio_assets.speech.openai_api import CachedPieces, OpenAIEngine, OpenAIOptions
+from audio_assets.speech.shared_cap import Money, SharedCap
 from audio_assets.speech.transcribe import TranscribeOptions, fingerprint, transcribe_files
 from audio_assets_tests.speech.conftest import FaultServer, hang_up, heard, reply, trickle
 
@@ -130,6 +132,40 @@ class TestTheCap:
         second = list(transcribe_files(files, engine.billed_to(Account(cap_usd=1)), cache))
         assert {r.status for r in second} == {"ok"}
         assert sum(r.cached for r in second) == 2 and len(fault_server.posts) == 4
+
+
+class TestACapThatRunsShare:
+    def test_two_runs_at_once_stay_within_it_together(self, make_engine, fault_server, opening, tmp_path):
+        fault_server.answers = [reply(200, seconds_used(9))]
+        cap_usd = 7.5 * 9 * PRICE
+        accounts = [Account(cap_usd, run=run, shared=SharedCap(tmp_path / "cap.json", run)) for run in ("a", "b")]
+        found: list[list[ClipResult | Exception]] = [[], []]
+
+        def run(n: int) -> None:
+            found[n] = ask_at_once(make_engine(workers=4).billed_to(accounts[n]), clips(opening, 8))
+
+        threads = [threading.Thread(target=run, args=(n,)) for n in range(2)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        assert sum(isinstance(r, ClipResult) for r in found[0] + found[1]) == len(fault_server.posts) == 7
+        assert sum(a.spent_usd for a in accounts) <= cap_usd
+
+    def test_what_others_do_not_need_pays_for_the_next(self, make_engine, fault_server, opening, tmp_path):
+        fault_server.answers = [reply(200, seconds_used(3))]
+        other = SharedCap(tmp_path / "cap.json", "other")
+        assert other.take(Money(0.0, 9 * PRICE), 1.0)
+        threading.Timer(0.3, other.settle, [Money(3 * PRICE, 0.0)]).start()
+        account = Account(2 * 9 * PRICE - 6 * PRICE, run="r", shared=SharedCap(tmp_path / "cap.json", "r"))
+        [result] = make_engine().billed_to(account).transcribe(clips(opening, 1))
+        assert isinstance(result, ClipResult)
+
+    def test_what_a_killed_run_had_set_aside_counts(self, make_engine, fault_server, opening, tmp_path):
+        assert SharedCap(tmp_path / "cap.json", "killed").take(Money(9 * PRICE, 0.0), 1.0)
+        account = Account(9 * PRICE, run="r", shared=SharedCap(tmp_path / "cap.json", "r"))
+        [result] = make_engine().billed_to(account).transcribe(clips(opening, 1))
+        assert isinstance(result, FileDeferred) and fault_server.posts == []
 
 
 class TestTheBook:
@@ -380,6 +416,31 @@ def test_a_run_that_ends_sends_nothing_more_and_keeps_what_is_under_way(
     assert time.monotonic() - started < 10, "no wait for the rate limit"
     key = fingerprint(engine)
     assert sum(cache.get(f.sha256, key) is not None for f in files) == 2, "what was paid for is stored"
+
+
+def test_a_run_that_ends_does_not_wait_for_a_server_that_has_stalled(
+    make_engine, fault_server, cache, write_audio, opening, monkeypatch
+):
+    monkeypatch.setattr(openai_api, "_GRACE_S", 0.3)
+    files = [write_audio(f"{i}.flac", opening[: (80 - i) * SAMPLE_RATE_HZ // 10]) for i in range(2)]
+    stalled, go_on = threading.Event(), threading.Event()
+
+    def stall(handler, number):
+        stalled.set()
+        go_on.wait(60)
+        handler.close_connection = True
+
+    fault_server.answers = [reply(200, heard()), stall]
+    account = Account()
+    engine = make_engine(workers=1).billed_to(account)
+    results = transcribe_files(files, engine, cache, TranscribeOptions(on_stop=engine.halt))
+    next(results)
+    assert stalled.wait(30)
+    started = time.monotonic()
+    results.close()
+    go_on.set()
+    assert time.monotonic() - started < 20, "not the deadline of two minutes"
+    assert account.uncertain_usd > 0, "it may be billed all the same"
 
 
 def test_the_trickle_is_counted_as_money_that_may_be_gone(make_engine, fault_server, opening):
