@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from audio_assets.ingest.listing import is_audio
-from audio_assets.ingest.remote_errors import translated
+from audio_assets.ingest.pages import list_pages
 from audio_assets.partitions import prefix_of
 
 _MODULUS = 1 << 128
@@ -53,23 +53,16 @@ class BucketScan:
             SettingsError: the bucket, the credentials or the endpoint are wrong.
             AudioAssetsError: the server failed in another way; what was seen before stays.
         """
-        start = {"StartAfter": self.after} if self.after else {}
-        with translated(client, bucket, "list the bucket"):
-            while not self.complete:
-                page = client.list_objects_v2(Bucket=bucket, **start)
-                contents = page.get("Contents", [])
-                for entry in contents:
-                    key = entry["Key"]
-                    if is_audio(key):
-                        digest = object_digest(key, entry["ETag"].strip('"'), entry["Size"])
-                        add(self.digests, prefix_of(key, depth), digest)
-                self.keys += len(contents)
-                self.pages += 1
-                self.complete = not page.get("IsTruncated")
-                self.after = contents[-1]["Key"] if contents else self.after
-                start = {} if self.complete else {"ContinuationToken": page["NextContinuationToken"]}
-                if until is not None and time.monotonic() > until:
-                    break
+        for page in list_pages(client, bucket, start_after=self.after):
+            for key, etag, size in zip(page.keys, page.etags, page.sizes, strict=True):
+                if is_audio(key):
+                    add(self.digests, prefix_of(key, depth), object_digest(key, etag, size))
+            self.keys += len(page.keys)
+            self.pages += 1
+            self.after = page.keys[-1] if page.keys else self.after
+            if until is not None and page.next_token is not None and time.monotonic() > until:
+                return
+        self.complete = True
 
 
 @dataclass(frozen=True)
@@ -90,11 +83,10 @@ def count_objects(client: Any, bucket: str, depth: int, since: datetime.datetime
     """
     keys = recent = 0
     prefixes: set[str] = set()
-    with translated(client, bucket, "list the bucket"):
-        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
-            for entry in page.get("Contents", ()):
-                keys += 1
-                recent += entry["LastModified"] >= since
-                if is_audio(entry["Key"]):
-                    prefixes.add(prefix_of(entry["Key"], depth))
+    # A listing's times are ISO 8601 in UTC: their texts are in the order of time.
+    oldest = since.astimezone(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
+    for page in list_pages(client, bucket):
+        keys += len(page.keys)
+        recent += sum(modified >= oldest for modified in page.modified)
+        prefixes.update(prefix_of(key, depth) for key in page.keys if is_audio(key))
     return BucketCount(keys, recent, len(prefixes))

@@ -42,7 +42,9 @@ class Page:
     next_token: str | None
 
 
-def list_pages(client: Any, bucket: str, prefix: str = "", *, delimiter: str = "") -> Iterator[Page]:
+def list_pages(
+    client: Any, bucket: str, prefix: str = "", *, delimiter: str = "", start_after: str = ""
+) -> Iterator[Page]:
     """Every page of the objects whose keys start with ``prefix``. That it ends means that nothing is missing.
 
     Args:
@@ -50,6 +52,7 @@ def list_pages(client: Any, bucket: str, prefix: str = "", *, delimiter: str = "
         bucket: name of the bucket.
         prefix: any string.
         delimiter: ``"/"`` gives folders below ``prefix`` as `Page.folders` instead of what is in them.
+        start_after: a key; what comes up to it in the order of the listing, itself included, is left out.
 
     Raises:
         SettingsError: the bucket, the credentials or the endpoint are wrong.
@@ -59,6 +62,8 @@ def list_pages(client: Any, bucket: str, prefix: str = "", *, delimiter: str = "
     arguments = {"Bucket": bucket, "Prefix": prefix}
     if delimiter:
         arguments["Delimiter"] = delimiter
+    if start_after:
+        arguments["StartAfter"] = start_after
     while True:
         with translated(client, bucket, "list the bucket"):
             page = _one(client, arguments)

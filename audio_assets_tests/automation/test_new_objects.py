@@ -3,6 +3,7 @@
 import datetime
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -236,17 +237,20 @@ def test_clocks_that_are_off_and_equal_times_lose_nothing(
     get_client = R2Resource.get_client
     turn = [1]
 
-    def shifted(parsed: dict[str, Any], **_: Any) -> None:
+    def shifted(response_dict: dict[str, Any], **_: Any) -> None:
         turn[0] = -turn[0]
-        for entry in parsed.get("Contents", []):
-            if skew is None:
-                entry["LastModified"] = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
-            else:
-                entry["LastModified"] += skew * turn[0]
+
+        def other(match: re.Match[bytes]) -> bytes:
+            told = datetime.datetime.fromisoformat(match[1].decode().replace("Z", "+00:00"))
+            now = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc) if skew is None else told + skew * turn[0]
+            return f"<LastModified>{now:%Y-%m-%dT%H:%M:%S}.000Z</LastModified>".encode()
+
+        response_dict["body"], count = re.subn(b"<LastModified>(.*?)</LastModified>", other, response_dict["body"])
+        assert count
 
     def with_other_times(self: R2Resource) -> Any:
         client = get_client(self)
-        client.meta.events.register("after-call.s3.ListObjectsV2", shifted)
+        client.meta.events.register("before-parse.s3.ListObjectsV2", shifted)
         return client
 
     monkeypatch.setattr(R2Resource, "get_client", with_other_times)
