@@ -40,6 +40,9 @@ PIPELINE_VERSION = 1
 
 _WITHOUT_SPACES = frozenset({"zh", "ja", "th", "lo", "my", "yue", "km", "bo"})
 _CHOICE = 3
+"""A worker waits until it can choose its windows among this many batches of them."""
+_FIRST = 4
+"""But its first batch is a fourth of the others and does not wait, so that the first results come at once."""
 
 _AHEAD_WINDOWS = 256
 """Windows that may wait for the model, however short: each of their files has a lock open."""
@@ -160,6 +163,7 @@ class _Pool:
         self._blocked = 0
         self._readers = 0
         self._workers = 1
+        self._given = 0
 
     def start(self, readers: int, workers: int) -> None:
         self._readers, self._workers = readers, workers
@@ -206,25 +210,35 @@ class _Pool:
             self._changed.notify_all()
 
     def take(self, size: int) -> list[_Task] | None:
-        """The window that waited longest and those nearest to it in length; None when there are no more."""
+        """The window that waited longest and those nearest to it in length; None when there are no more.
+
+        Once everything is read, the longest windows go first: short ones last let the workers end together.
+        """
         with self._changed:
             while True:
+                wanted = _CHOICE * size
+                if self._given < self._workers:
+                    wanted = max(1, size // _FIRST)
                 if self._closed:
                     return None
                 if not self._readers and not self._waiting:
                     return None
                 # More to choose from makes batches more even; readers that stand still or are gone add nothing.
-                if self._waiting and (len(self._waiting) >= _CHOICE * size or self._blocked >= self._readers):
+                if self._waiting and (len(self._waiting) >= wanted or self._blocked >= self._readers):
                     break
                 if self._waiting and size == 1:
                     break
                 self._changed.wait()
+            if self._given < self._workers:
+                size = wanted
+            first = self._waiting[0]
             if not self._readers:
                 # The last windows are shared out, so that no worker stands idle at the end.
                 size = min(size, max(1, -(-len(self._waiting) // self._workers)))
-            first = self._waiting[0]
-            others = sorted(self._waiting[1:], key=lambda t: abs(t.clip.duration_s - first.clip.duration_s))
-            batch = [first, *others[: size - 1]]
+                first = max(self._waiting, key=lambda t: t.clip.duration_s)
+            others = sorted(self._waiting, key=lambda t: abs(t.clip.duration_s - first.clip.duration_s))
+            batch = [first, *[t for t in others if t is not first][: size - 1]]
+            self._given += 1
             chosen = {id(t) for t in batch}
             self._waiting = [t for t in self._waiting if id(t) not in chosen]
             self._seconds = sum(t.clip.duration_s for t in self._waiting)

@@ -185,6 +185,42 @@ def test_windows_of_many_files_share_a_call(parrot, cache, write_audio, opening)
     assert len(parrot.batches) <= 8
 
 
+def test_the_first_result_comes_before_there_is_a_choice_of_windows(parrot, cache, speech_files):
+    heard = threading.Event()
+
+    def slow_source() -> Iterator[AudioFile]:
+        yield from speech_files[:2]
+        assert heard.wait(30), "nothing is transcribed as long as only two windows are there"
+        yield from speech_files[2:]
+
+    options = TranscribeOptions(max_workers=1, readers=1)
+    results = list(transcribe_files(slow_source(), parrot, cache, options, lambda _: heard.set()))
+    assert len(results) == 6 and {r.status for r in results} == {"ok"}
+
+
+def test_the_longest_windows_go_first_once_everything_is_read(parrot, cache, write_audio, opening):
+    lengths = [2.5 + 0.25 * (7 * i % 20) for i in range(20)]
+    files = [write_audio(f"{i}.wav", opening[: int(s * SAMPLE_RATE_HZ)]) for i, s in enumerate(lengths)]
+    read = threading.Event()
+
+    def source() -> Iterator[AudioFile]:
+        yield from files
+        read.set()
+
+    class Patient(Parrot):
+        def transcribe(self, clips: Sequence[Clip]) -> Iterator[ClipResult | FileFailed]:
+            assert read.wait(30)
+            time.sleep(0.1)
+            yield from super().transcribe(clips)
+
+    engine = Patient()
+    list(transcribe_files(source(), engine, cache, TranscribeOptions(max_workers=1, readers=1)))
+    starts = np.cumsum([0, *engine.batches])
+    longest = [max(c.duration_s for c in engine.heard[a:b]) for a, b in pairwise(starts)]
+    assert len(longest) >= 5
+    assert longest[2:] == sorted(longest[2:], reverse=True)
+
+
 def test_batches_hold_clips_of_similar_length(parrot, cache, write_audio, opening):
     lengths = [2.5, 8.0] * 8
     files = [write_audio(f"{i}.wav", opening[: int(s * SAMPLE_RATE_HZ) + 160 * i]) for i, s in enumerate(lengths)]
