@@ -164,9 +164,12 @@ class _Pool:
         self._readers = 0
         self._workers = 1
         self._given = 0
+        self._taken = 0
+        self._head_start = 1
 
-    def start(self, readers: int, workers: int) -> None:
+    def start(self, readers: int, workers: int, size: int) -> None:
         self._readers, self._workers = readers, workers
+        self._head_start = _CHOICE * size * workers
 
     def put(self, task: _Task) -> bool:
         """Add a window, after waiting for room; False when the run has stopped."""
@@ -184,7 +187,9 @@ class _Pool:
             return True
 
     def _full(self) -> bool:
-        return bool(self._waiting) and (self._seconds >= self._ahead_s or len(self._waiting) >= _AHEAD_WINDOWS)
+        # Before the first batch is back, reading far ahead would only take the processor from it.
+        most = self._head_start if self._taken <= self._workers else _AHEAD_WINDOWS
+        return bool(self._waiting) and (self._seconds >= self._ahead_s or len(self._waiting) >= most)
 
     @contextmanager
     def standing_still(self) -> Iterator[None]:
@@ -215,6 +220,8 @@ class _Pool:
         Once everything is read, the longest windows go first: short ones last let the workers end together.
         """
         with self._changed:
+            self._taken += 1
+            self._changed.notify_all()
             while True:
                 wanted = _CHOICE * size
                 if self._given < self._workers:
@@ -309,7 +316,7 @@ class _Run:
         self._threads: list[threading.Thread] = []
 
     def results(self) -> Iterator[FileTranscript]:
-        self._pool.start(self._reader_count, self._workers)
+        self._pool.start(self._reader_count, self._workers, self._batch)
         self._alive = self._reader_count + self._workers
         for target, count in ((self._read, self._reader_count), (self._work, self._workers)):
             for i in range(count):

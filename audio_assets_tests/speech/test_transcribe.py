@@ -209,8 +209,9 @@ def test_the_longest_windows_go_first_once_everything_is_read(parrot, cache, wri
 
     class Patient(Parrot):
         def transcribe(self, clips: Sequence[Clip]) -> Iterator[ClipResult | FileFailed]:
-            assert read.wait(30)
-            time.sleep(0.1)
+            if self.batches:
+                assert read.wait(30)
+                time.sleep(0.1)
             yield from super().transcribe(clips)
 
     engine = Patient()
