@@ -188,7 +188,7 @@ class _Pool:
 
     def _full(self) -> bool:
         # Before the first batch is back, reading far ahead would only take the processor from it.
-        most = self._head_start if self._taken <= self._workers else _AHEAD_WINDOWS
+        most = min(self._head_start, _AHEAD_WINDOWS) if self._taken <= self._workers else _AHEAD_WINDOWS
         return bool(self._waiting) and (self._seconds >= self._ahead_s or len(self._waiting) >= most)
 
     @contextmanager
