@@ -238,6 +238,51 @@ def export(output_formats: tuple[str, ...], all_columns: bool, include_partial: 
 
 @cli.command()
 @click.option(
+    "--format",
+    "formats",
+    type=click.Choice(["srt", "vtt"]),
+    multiple=True,
+    default=["srt", "vtt"],
+    show_default=True,
+    help="SubRip or WebVTT; give it more than once for both.",
+)
+@click.option("--prefix", "prefixes", multiple=True, metavar="P", help="Only keys that start with P.")
+@_json
+def subtitles(formats: tuple[str, ...], prefixes: tuple[str, ...], as_json: bool) -> int:
+    """Write subtitles for each transcript that has times, under exports/srt and exports/vtt."""
+    from audio_assets import settings, terminal
+    from audio_assets.derived import write_subtitles
+
+    made = write_subtitles(settings.home(), formats, prefixes)
+    if as_json:
+        click.echo(json.dumps({"subtitles": [w.as_dict() for w in made]}, ensure_ascii=False))
+    else:
+        click.echo("\n".join(line for written in made for line in terminal.written_lines(written)))
+    return 0
+
+
+@cli.command()
+@click.option("--prefix", "prefixes", multiple=True, metavar="P", help="Only keys that start with P.")
+@click.option("--include-flagged", is_flag=True, help="Take transcripts and segments that carry a flag too.")
+@_json
+def audiofolder(prefixes: tuple[str, ...], include_flagged: bool, as_json: bool) -> int:
+    """Write a folder that trains a model: 16 kHz FLAC segments and metadata.jsonl, as Hugging Face's datasets reads it.
+
+    It lies under exports/audiofolder: datasets.load_dataset("audiofolder", data_dir=...).
+    """
+    from audio_assets import settings, terminal
+    from audio_assets.derived import write_audiofolder
+
+    written = write_audiofolder(settings.home(), prefixes, include_flagged=include_flagged)
+    if as_json:
+        click.echo(json.dumps(written.as_dict(), ensure_ascii=False))
+    else:
+        click.echo("\n".join(terminal.written_lines(written)))
+    return 0
+
+
+@cli.command()
+@click.option(
     "--link-hours",
     type=click.FloatRange(min=0, max=168),
     metavar="H",
@@ -259,6 +304,35 @@ def report(link_hours: float | None, as_json: bool) -> int:
     with Warehouse(home.warehouse, PartitionStore(home.tables)).connect() as connection:
         path = write_report(connection, HomeResource(), R2Resource(), hours)
     click.echo(json.dumps({"report": str(path), "link_hours": hours}) if as_json else str(path))
+    return 0
+
+
+@cli.command()
+@click.argument("words", metavar="WORDS", nargs=-1, required=True)
+@click.option("--prefix", "prefixes", multiple=True, metavar="P", help="Only keys that start with P.")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Passages at most.")
+@_json
+def search(words: tuple[str, ...], prefixes: tuple[str, ...], limit: int, as_json: bool) -> int:
+    """Find the passages that hold WORDS, with file, time and text.
+
+    Passages that hold them side by side as typed come first, then those that hold them near each other. Words within
+    double quotes ('"best of" times') must stand side by side.
+    """
+    from audio_assets import settings, terminal
+    from audio_assets.search import search as find
+    from audio_assets.storage.partition_files import PartitionStore
+    from audio_assets.storage.warehouse import Warehouse
+
+    home = settings.home()
+    with Warehouse(home.warehouse, PartitionStore(home.tables)).connect() as connection:
+        found = find(connection, " ".join(words), prefixes=prefixes, limit=limit)
+    if as_json:
+        click.echo(json.dumps({"passages": [p.as_dict() for p in found]}, ensure_ascii=False))
+        return 0
+    for passage in found:
+        click.echo(terminal.passage_line(passage), color=False if os.environ.get("NO_COLOR") else None)
+    if not found:
+        click.echo("no passage holds these words", err=True)
     return 0
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from audio_assets import schemas
+from audio_assets import derived, schemas
 from audio_assets.errors import StorageError
 from audio_assets.partitions import PARTITIONS_NAME
 from audio_assets.resources.home import HomeResource
@@ -156,6 +156,7 @@ class Forgetting:
                 prefixes=entry.get("prefixes"),
                 include_partial=bool(entry.get("include_partial")),
             )
+        derived.forget(self.home.paths(), [item.id for item in self.forgotten])
         # Rows that are deleted stay in a database's free pages: only a new file holds nothing of them.
         warehouse.rebuild()
         self._prove(warehouse)

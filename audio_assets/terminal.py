@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
+    from audio_assets.derived import Written
+    from audio_assets.search import Passage
+
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -116,6 +119,36 @@ def closing_lines(report: RunReport) -> list[str]:
         "next     audio-assets run (tries the unfinished files again)" if report.unfinished else "next     make dev"
     )
     return lines
+
+
+def passage_line(passage: Passage) -> str:
+    """A passage on one line: file, time, text with the match in bold."""
+    import click
+
+    begin, end = passage.match
+    text = (
+        printable(passage.text[:begin])
+        + click.style(printable(passage.text[begin:end]), bold=True)
+        + printable(passage.text[end:])
+    )
+    return f"{printable(passage.id)}  {_clock(passage.start_s)}  {text}"
+
+
+def written_lines(written: Written) -> list[str]:
+    """What was left out and why, then where the rest is."""
+    lines = [f"left out: {printable(id)}: {printable(reason)}" for id, reason in written.left_out[:20]]
+    if len(written.left_out) > 20:
+        lines.append(f"… and {len(written.left_out) - 20} more: --json names them all")
+    length = f", {format_duration(written.seconds)} of audio" if written.seconds else ""
+    return [*lines, f"{_shown(str(written.directory))}  {written.files} files, {written.segments} segments{length}"]
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    whole = int(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 
 
 def _shown(path: str) -> str:

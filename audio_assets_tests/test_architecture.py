@@ -25,6 +25,8 @@ LAYERS = [
         "sensor_costs",
         "forget",
         "compare",
+        "search",
+        "derived",
         "doctor",
         "dagster_home",
         "demo_server",

@@ -20,6 +20,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from audio_assets.errors import BusyError
+
 CRASH_VARIABLE = "AUDIO_ASSETS_CRASH_AT"
 """Environment variable that makes the process kill itself at a named point. Only tests set it."""
 
@@ -85,6 +87,40 @@ def replacing(path: Path, *, crash_name: str | None = None) -> Iterator[Path]:
     finally:
         os.close(lock)
         _open_temps.discard(str(temp))
+
+
+@contextlib.contextmanager
+def replacing_directory(path: Path) -> Iterator[Path]:
+    """An empty directory to fill, which takes the place of ``path`` when the block ends well.
+
+    When the block raises, what was filled goes and ``path`` stays as it was. Between two renames at the end ``path`` is
+    missing for a moment; a process that dies there leaves the old one beside it, and the next call clears it away.
+
+    Raises:
+        BusyError: another process is at it.
+        OSError: the disk refused.
+    """
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh, old = (path.with_name(f".{path.name}.{state}") for state in ("new", "old"))
+    try:
+        with FileLock(path.with_name(f".{path.name}.lock"), timeout=0):
+            for left in (fresh, old):
+                if left.exists():
+                    shutil.rmtree(left)
+            fresh.mkdir()
+            try:
+                yield fresh
+                if path.exists():
+                    path.rename(old)
+                fresh.rename(path)
+            finally:
+                for left in (fresh, old):
+                    if left.exists() and path.exists():
+                        shutil.rmtree(left)
+    except Timeout:
+        raise BusyError(f"{path}: another process is writing it; try again when it is done") from None
 
 
 def remove_stale_temps(directory: Path) -> list[Path]:

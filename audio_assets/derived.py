@@ -1,0 +1,242 @@
+"""What is made of the corpus file by file: subtitles, and a folder of labelled audio that trains a model.
+
+Names follow the mirror's encoding of keys, so that no key can lead out of the folder or meet another's file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from audio_assets import schemas, settings
+from audio_assets.errors import InvalidAudio, StorageError
+from audio_assets.ingest.mirror import Mirror
+from audio_assets.speech.compress import encode_flac
+from audio_assets.speech.decode import AudioStream
+from audio_assets.speech.engine import SAMPLE_RATE_HZ
+from audio_assets.storage.atomic import replacing_directory, write_bytes
+from audio_assets.storage.partition_files import PartitionStore
+from audio_assets.text import subtitles
+
+AUDIOFOLDER = "audiofolder"
+METADATA = "metadata.jsonl"
+"""The file in which Hugging Face's ``audiofolder`` looks for the labels."""
+
+MIN_SEGMENT_S = 0.1
+MAX_SEGMENT_S = 30.0
+"""What Whisper hears at once, and the longest clip that its training recipes take."""
+
+_COLUMNS = ["id", "prefix", "transcription", "language", "segments", "flags", "status"]
+
+
+@dataclass
+class Written:
+    """What was written: the directory, files and segments in it, seconds of audio, and what was left out and why."""
+
+    directory: Path
+    files: int = 0
+    segments: int = 0
+    seconds: float = 0.0
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, object]:
+        """The same as a JSON-ready object."""
+        return {
+            "directory": str(self.directory),
+            "files": self.files,
+            "segments": self.segments,
+            "seconds": round(self.seconds, 3),
+            "left_out": [{"id": id, "reason": reason} for id, reason in self.left_out],
+        }
+
+
+def write_subtitles(home: settings.Home, formats: Sequence[str], prefixes: Sequence[str] = ()) -> list[Written]:
+    """Write ``exports/srt`` and ``exports/vtt``, a file for each transcript that has times, in place of earlier ones.
+
+    Args:
+        home: where tables and exports are.
+        formats: some of `subtitles.FORMATS`.
+        prefixes: only keys that start with one of these; all when empty.
+
+    Raises:
+        BusyError: another process writes them.
+        StorageError: a partition file is damaged, or the disk refused; earlier subtitles are untouched.
+    """
+    made = []
+    for name in dict.fromkeys(formats):
+        target = home.exports / name
+        written = Written(target)
+        try:
+            with replacing_directory(target) as fresh:
+                for row in _rows(home, prefixes):
+                    shown = subtitles.cues(row["segments"] or [])
+                    if not shown:
+                        if row["transcription"]:
+                            written.left_out.append((row["id"], "its engine gave no times"))
+                        continue
+                    path = subtitle_path(fresh, row["id"], name)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_text(subtitles.WRITERS[name](shown), encoding="utf-8", newline="\n")
+                    written.files += 1
+                    written.segments += len(shown)
+        except OSError as error:
+            raise _refused(target, error) from error
+        made.append(written)
+    return made
+
+
+def subtitle_path(directory: Path, key: str, format: str) -> Path:
+    """Where the subtitles of ``key`` lie: the recording's whole name and the format's ending behind it."""
+    return Mirror(directory).path_for(f"{key}.{format}")
+
+
+def write_audiofolder(home: settings.Home, prefixes: Sequence[str] = (), *, include_flagged: bool = False) -> Written:
+    """Write ``exports/audiofolder``: a 16 kHz mono FLAC for each segment, and ``metadata.jsonl`` with its text.
+
+    ``datasets.load_dataset("audiofolder", data_dir=…)`` reads it as it is.
+
+    Args:
+        home: where mirror, tables and exports are.
+        prefixes: only keys that start with one of these; all when empty.
+        include_flagged: also transcripts and segments that carry a flag, which teach a model what is wrong in them.
+
+    Raises:
+        BusyError: another process writes it.
+        StorageError: a partition file is damaged, or the disk refused; an earlier folder is untouched.
+    """
+    target = home.exports / AUDIOFOLDER
+    written = Written(target)
+    mirror = Mirror(home.audio)
+    try:
+        with replacing_directory(target) as fresh, (fresh / METADATA).open("w", encoding="utf-8") as labels:
+            clips = Mirror(fresh / "data")
+            for row in _rows(home, prefixes):
+                if row["flags"] and not include_flagged:
+                    written.left_out.append((row["id"], "flagged: " + ", ".join(row["flags"])))
+                    continue
+                wanted = [s for s in row["segments"] or [] if _trains(s, include_flagged)]
+                if not wanted:
+                    if row["transcription"]:
+                        written.left_out.append((row["id"], "no segment with times and text"))
+                    continue
+                try:
+                    for n, (segment, samples) in enumerate(_cut(mirror.path_for(row["id"]), wanted), 1):
+                        clip = clips.path_for(f"{row['id']}/{n:05d}.flac")
+                        clip.parent.mkdir(parents=True, exist_ok=True)
+                        clip.write_bytes(encode_flac(samples))
+                        seconds = len(samples) / SAMPLE_RATE_HZ
+                        labels.write(_line(_label(row, segment, clip.relative_to(fresh), seconds)))
+                        written.segments += 1
+                        written.seconds += seconds
+                except InvalidAudio as error:
+                    written.left_out.append((row["id"], str(error)))
+                    continue
+                written.files += 1
+    except OSError as error:
+        raise _refused(target, error) from error
+    return written
+
+
+def forget(home: settings.Home, keys: Sequence[str]) -> None:
+    """Remove what was made of these objects.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    for name in subtitles.FORMATS:
+        for key in keys:
+            subtitle_path(home.exports / name, key, name).unlink(missing_ok=True)
+    folder = home.exports / AUDIOFOLDER
+    if not (folder / METADATA).is_file():
+        return
+    gone = set(keys)
+    kept: list[str] = []
+    dropped: list[Path] = []
+    for line in (folder / METADATA).read_text(encoding="utf-8").splitlines():
+        label = json.loads(line)
+        if label["id"] in gone:
+            dropped.append(folder / label["file_name"])
+        else:
+            kept.append(line + "\n")
+    write_bytes(folder / METADATA, "".join(kept).encode())
+    for path in dropped:
+        path.unlink(missing_ok=True)
+
+
+def _rows(home: settings.Home, prefixes: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The finished transcripts, one partition at a time."""
+    store = PartitionStore(home.tables)
+    for file in store.partitions(schemas.TRANSCRIPTS):
+        if file.partition is None:
+            continue
+        for row in store.read(schemas.TRANSCRIPTS, [file.partition], _COLUMNS).to_pylist():
+            if row["status"] == "ok" and (not prefixes or row["id"].startswith(tuple(prefixes))):
+                yield row
+
+
+def _trains(segment: dict[str, Any], include_flagged: bool) -> bool:
+    start, end = segment["start_s"], segment["end_s"]
+    if not (segment["text"] or "").strip() or start is None or end is None or not math.isfinite(end - start):
+        return False
+    return MIN_SEGMENT_S <= end - start <= MAX_SEGMENT_S and (include_flagged or not segment["flags"])
+
+
+def _cut(path: Path, segments: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Each segment with its samples, as the file is decoded: hours of audio are never in memory at once.
+
+    Raises:
+        InvalidAudio: the recording is not there, or cannot be decoded.
+    """
+    import numpy as np
+
+    if not path.is_file():
+        raise InvalidAudio("not in the mirror; run `audio-assets run` to fetch it")
+    waiting = sorted(segments, key=lambda s: s["end_s"])
+    held, first = np.empty(0, np.float32), 0
+    with AudioStream(path) as stream:
+        for block in stream.blocks():
+            held = np.concatenate((held, block))
+            while waiting and round(waiting[0]["end_s"] * SAMPLE_RATE_HZ) <= first + len(held):
+                yield waiting[0], _slice(held, first, waiting.pop(0))
+            keep = min((round(s["start_s"] * SAMPLE_RATE_HZ) for s in waiting), default=first + len(held))
+            drop = min(max(0, keep - first), len(held))
+            held, first = held[drop:], first + drop
+    for segment in waiting:
+        # An engine's last time may lie a little behind the end.
+        samples = _slice(held, first, segment)
+        if len(samples) >= MIN_SEGMENT_S * SAMPLE_RATE_HZ:
+            yield segment, samples
+
+
+def _slice(held: Any, first: int, segment: dict[str, Any]) -> Any:
+    begin, end = (round(segment[name] * SAMPLE_RATE_HZ) - first for name in ("start_s", "end_s"))
+    return held[max(0, begin) : max(0, end)]
+
+
+def _label(row: dict[str, Any], segment: dict[str, Any], clip: Path, seconds: float) -> dict[str, object]:
+    return {
+        "file_name": clip.as_posix(),
+        "transcription": segment["text"].strip(),
+        "language": row["language"],
+        "id": row["id"],
+        "prefix": row["prefix"],
+        "start_s": round(segment["start_s"], 3),
+        "end_s": round(segment["end_s"], 3),
+        "duration_s": round(seconds, 3),
+        "avg_logprob": segment["avg_logprob"],
+    }
+
+
+def _line(label: dict[str, object]) -> str:
+    return json.dumps(label, ensure_ascii=False) + "\n"
+
+
+def _refused(target: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"{target} cannot be written ({error.strerror or error}); what was there before is untouched. Free some space "
+        "or correct the permissions, then try again"
+    )
