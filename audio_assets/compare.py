@@ -16,7 +16,7 @@ from audio_assets.errors import SettingsError
 from audio_assets.partitions import prefix_of
 from audio_assets.resources.home import HomeResource
 from audio_assets.resources.whisper import WhisperResource
-from audio_assets.speech.capabilities import CAPABILITIES
+from audio_assets.speech.capabilities import CAPABILITIES, COMPATIBLE
 from audio_assets.speech.engine import Engine
 from audio_assets.speech.ledger import Account
 from audio_assets.speech.openai_api import OpenAIEngine
@@ -152,7 +152,7 @@ def compare(first: str, second: str, sample: int, max_cost_usd: float | None = N
     )
 
 
-_LOCAL = {**CAPABILITIES["whisper-1"].abilities(), "keywords": True}
+_LOCAL = {**COMPATIBLE.abilities(), "word times": True, "keywords": True}
 """What the local engine can do: it runs the same model, and takes hotwords."""
 
 

@@ -109,6 +109,30 @@ def test_a_wrong_key_is_one_line_that_names_it(command: Command, fault_server: F
     assert 1 <= len(fault_server.posts) <= 2
 
 
+def test_a_wrong_model_is_one_line_that_names_it(
+    command: Command,
+    fault_server: FaultServer,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WHISPER_MODEL", "whisper-9")
+    fault_server.answers = [reply(404, {"error": {"message": "no such model", "code": "model_not_found"}})]
+    said = command("run", "--skip-ingestion", "--skip-summary", "--max-workers", "2", expect=4)["stderr"]
+    [error] = [line for line in said.splitlines() if line.startswith("error:")]
+    assert "WHISPER_MODEL 'whisper-9'" in error and "Traceback" not in said
+    assert 1 <= len(fault_server.posts) <= 2
+
+
+def test_a_wrong_base_url_is_one_line_that_names_it(
+    command: Command,
+    fault_server: FaultServer,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", "127.0.0.1/v1")
+    said = command("run", "--skip-ingestion", "--skip-summary", expect=4)["stderr"]
+    [error] = [line for line in said.splitlines() if line.startswith("error:")]
+    assert "OPENAI_BASE_URL '127.0.0.1/v1'" in error and "Traceback" not in said
+
+
 def test_what_a_failed_step_has_spent_is_on_record(
     command: Command,
     home: Home,
@@ -135,17 +159,20 @@ def test_the_runs_of_a_backfill_share_one_cap(
     most = max(r["duration_s"] for r in rows(home, "raw_audio") if r["status"] == "ok")
     job = defs.resolve_job_def("prefix_job")
     with dg.DagsterInstance.get() as instance:
-        for backfill, paid in (("first", 1), ("second", 2)):
-            for partition in ("best-of-times", "in-short"):
-                result = job.execute_in_process(
-                    partition_key=partition,
-                    instance=instance,
-                    tags={"dagster/backfill": backfill},
-                    run_config={"ops": {"transcripts": {"config": {"max_cost_usd": (most + 1) * PRICE}}}},
-                    asset_selection=[dg.AssetKey("transcripts")],
-                )
-                assert result.success
-            assert len(fault_server.posts) == paid, "the first partition leaves too little for the second"
+        for backfill, partition, paid in (
+            ("first", "best-of-times", 1),
+            ("first", "in-short", 1),
+            ("second", "in-short", 2),
+        ):
+            result = job.execute_in_process(
+                partition_key=partition,
+                instance=instance,
+                tags={"dagster/backfill": backfill},
+                run_config={"ops": {"transcripts": {"config": {"max_cost_usd": (most + 1) * PRICE}}}},
+                asset_selection=[dg.AssetKey("transcripts")],
+            )
+            assert result.success
+            assert len(fault_server.posts) == paid, "what the first partition took, the second does not have"
 
 
 def test_comparing_two_models_says_how_they_differ_and_what_is_lost(

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from audio_assets import settings
 from audio_assets.errors import SettingsError
+from audio_assets.speech import capabilities
 from audio_assets.speech.cache import TranscriptCache
 from audio_assets.speech.capabilities import CAPABILITIES
 from audio_assets.speech.engine import Engine
@@ -159,7 +160,7 @@ class WhisperResource(ConfigurableResource):  # type: ignore[type-arg]
     def _openai_options(self) -> OpenAIOptions:
         found = settings.load()
         return OpenAIOptions(
-            model=self.model or found.whisper_model or "whisper-1",
+            model=self.model or found.whisper_model or capabilities.DEFAULT,
             api_key=self._api_key(found),
             base_url=self.base_url or found.openai_base_url,
             language=self.language,

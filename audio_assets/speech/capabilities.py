@@ -6,6 +6,7 @@ Prices, limits, parameters and shutdown dates are those that OpenAI publishes (N
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from datetime import date
 
@@ -128,10 +129,17 @@ CAPABILITIES: dict[str, Capabilities] = {
 }
 """By model name."""
 
+DEFAULT = "whisper-1"
+SUCCESSOR = "gpt-transcribe"
+"""What OpenAI names as the successor of all models that retire."""
+
 COMPATIBLE = Capabilities("verbose_json", True, False, 600.0, None, scores=True)
 """Any other model: compatible servers run Whisper and answer like whisper-1. Their price is unknown."""
 
 
+_SNAPSHOT = re.compile(r"-\d{4}-\d{2}-\d{2}$")
+
+
 def of(model: str) -> Capabilities:
-    """The capabilities of a model by name."""
-    return CAPABILITIES.get(model, COMPATIBLE)
+    """The capabilities of a model by name; a dated snapshot has those of its model."""
+    return CAPABILITIES.get(_SNAPSHOT.sub("", model), COMPATIBLE)

@@ -7,12 +7,15 @@ long waits. An answer is believed only when its type and its text are what the m
 from __future__ import annotations
 
 import asyncio
+import atexit
+import concurrent.futures
 import copy
 import json
 import math
 import threading
 import time
 from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -55,6 +58,8 @@ _SHORTEST_S = 2.0
 _GRACE_S = 15.0
 """How long a run that ends waits for the answers to what it has sent."""
 
+_CLOSE_S = 5.0
+
 _AHEAD = 1 / 4
 """Of the requests in flight, so many clips more are compressed and wait for a place among them."""
 
@@ -69,7 +74,7 @@ _T = TypeVar("_T")
 class OpenAIOptions:
     """How to reach the endpoint, how patient to be, and what to ask for."""
 
-    model: str = "whisper-1"
+    model: str = capabilities.DEFAULT
     api_key: str | None = field(default=None, repr=False)
     base_url: str | None = None
     language: str | None = None
@@ -166,6 +171,7 @@ class _Link:
         self._options = options
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
         self._client: AsyncOpenAI | None = None
 
     @property
@@ -191,7 +197,9 @@ class _Link:
                 # Imported by the SDK at first use, which would hold up the first requests.
                 _ = self._client.audio.transcriptions
                 self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="openai-requests", daemon=True).start()
+                self._thread = threading.Thread(target=self._loop.run_forever, name="openai-requests", daemon=True)
+                self._thread.start()
+                atexit.register(self.close)
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def call_soon(self, work: Any) -> None:
@@ -200,15 +208,26 @@ class _Link:
                 self._loop.call_soon_threadsafe(work)
 
     def close(self) -> None:
+        """End what is under way and close the connections, a few seconds at most. Also called when the process ends."""
+        atexit.unregister(self.close)
         with self._lock:
-            loop, client = self._loop, self._client
-            if loop is None or client is None or loop.is_closed():
+            loop, client, thread = self._loop, self._client, self._thread
+            if loop is None or client is None or thread is None or loop.is_closed():
                 return
-            asyncio.run_coroutine_threadsafe(client.close(), loop).result(10)
+
+            async def end() -> None:
+                tasks = asyncio.all_tasks() - {asyncio.current_task()}
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                await client.close()
+
+            with suppress(concurrent.futures.TimeoutError):
+                asyncio.run_coroutine_threadsafe(end(), loop).result(_CLOSE_S)
             loop.call_soon_threadsafe(loop.stop)
-            while loop.is_running():
-                time.sleep(0.01)
-            loop.close()
+            thread.join(_CLOSE_S)
+            if not thread.is_alive():
+                loop.close()
 
 
 class OpenAIEngine:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date
 
+from audio_assets.speech.capabilities import SUCCESSOR
+
 WARN_DAYS = 120
 """Time enough to compare models, decide, and transcribe again what should be of one kind."""
 
@@ -33,7 +35,7 @@ class Retirement:
             )
         text = f"{self.model} will be shut down on {self.day}, in {self.days_left} days ({self.source})"
         if self.state == "soon":
-            text += f"; compare a successor: audio-assets compare-models {self.model} gpt-transcribe --sample 20"
+            text += f"; compare a successor: audio-assets compare-models {self.model} {SUCCESSOR} --sample 20"
         return text
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -213,6 +215,21 @@ def test_a_trickling_answer_meets_the_deadline(make_engine, fault_server, openin
     assert time.monotonic() - started < 4
 
 
+def test_a_server_that_never_answers_meets_the_deadline_and_is_asked_again(make_engine, fault_server, opening):
+    go_on = threading.Event()
+
+    def silent(handler, number):
+        go_on.wait(30)
+        handler.close_connection = True
+
+    fault_server.answers = [silent, reply(200, heard())]
+    started = time.monotonic()
+    result = ask(make_engine(deadline_s=0.5), opening[: SAMPLE_RATE_HZ // 2])
+    go_on.set()
+    assert isinstance(result, ClipResult) and len(fault_server.posts) == 2
+    assert time.monotonic() - started < 20
+
+
 @pytest.mark.parametrize(
     ("answer", "names"),
     [
@@ -281,6 +298,42 @@ def test_no_key_names_the_setting():
 
 def test_the_key_is_not_shown():
     assert "sk-secret" not in repr(OpenAIOptions(api_key="sk-secret"))
+
+
+def test_a_dated_snapshot_is_asked_like_its_model(make_engine, fault_server, opening):
+    fault_server.answers = [reply(200, {"text": "It was the best of times."})]
+    result = ask(make_engine(model="gpt-4o-mini-transcribe-2025-12-15"), opening)
+    assert isinstance(result, ClipResult) and result.cost_usd == pytest.approx(0.003 * 8.2 / 60)
+    assert b'name="response_format"\r\n\r\njson\r\n' in fault_server.posts[0]
+
+
+def test_a_process_that_ends_without_closing_the_engine_ends_in_silence(fault_server):
+    """One answer is in; another request is stalled when the process ends."""
+    go_on = threading.Event()
+
+    def stall(handler, number):
+        go_on.wait(60)
+        handler.close_connection = True
+
+    fault_server.answers = [reply(200, heard()), stall]
+    script = """
+import sys, threading, time
+import numpy as np
+from audio_assets.speech.engine import Clip
+from audio_assets.speech.openai_api import OpenAIEngine, OpenAIOptions
+engine = OpenAIEngine(OpenAIOptions(api_key="k", base_url=sys.argv[1]))
+clip = Clip("a", np.zeros(16000, np.float32))
+print(next(engine.transcribe([clip])).segments[0].text, flush=True)
+threading.Thread(target=lambda: list(engine.transcribe([clip])), daemon=True).start()
+while not engine._under_way:
+    time.sleep(0.01)
+"""
+    started = time.monotonic()
+    child = [sys.executable, "-X", "dev", "-W", "error::ResourceWarning", "-c", script, fault_server.url]
+    done = subprocess.run(child, capture_output=True, text=True, timeout=60, check=False)
+    go_on.set()
+    assert (done.returncode, done.stderr) == (0, "") and "best of times" in done.stdout
+    assert time.monotonic() - started < 40, "not the deadline of two minutes"
 
 
 def test_what_shapes_the_text_shapes_the_fingerprint(make_engine):
