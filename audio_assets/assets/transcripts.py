@@ -23,13 +23,13 @@ from audio_assets.assets.common import (
 from audio_assets.partitions import prefix_for, prefix_partitions
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
 from audio_assets.resources.home import HomeResource
-from audio_assets.resources.progress import Progress
+from audio_assets.resources.progress import AudioMinutes, Progress
 from audio_assets.resources.whisper import WhisperResource
 from audio_assets.speech.decode import Limits
 from audio_assets.speech.ledger import Account, bring_up_to_date
 from audio_assets.speech.openai_api import OpenAIEngine
 from audio_assets.speech.shared_cap import SharedCap
-from audio_assets.speech.transcribe import AudioFile, FileTranscript, TranscribeOptions, transcribe_files
+from audio_assets.speech.transcribe import AudioFile, TranscribeOptions, transcribe_files
 
 BACKFILL_TAG = "dagster/backfill"
 """Dagster's mark on the runs of one backfill."""
@@ -118,32 +118,24 @@ def transcripts(
         done: dict[str, dict[str, Any]] = {}
         account = _account(context, config, home)
         if files:
-            durations = {r["id"]: r["duration_s"] or 0.0 for r in rows}
-            total_min = sum(durations[f.id] for f in files) / 60
-            finished_min = fresh_min = 0.0
+            durations_s = {r["id"]: r["duration_s"] or 0.0 for r in rows if r["status"] == "ok"}
             engine = whisper.billed_engine(account, home.cache())
-            options = TranscribeOptions(
-                batch_size=config.batch_size,
-                max_workers=config.max_workers,
-                fresh_ids=_fresh_ids(files, config),
-                limits=config.limits(),
-                on_stop=engine.halt if isinstance(engine, OpenAIEngine) else lambda: None,
-            )
             with (
                 _recorded(context, account, home, warehouse),
                 progress.task(f"transcripts {context.partition_key}", "min", context.log.info) as task,
             ):
-
-                def on_result(result: FileTranscript) -> None:
-                    nonlocal finished_min, fresh_min
-                    finished_min += durations[result.id] / 60
-                    fresh_min += 0.0 if result.cached else durations[result.id] / 60
-                    speed = fresh_min * 60 / max(time.monotonic() - started, 1e-3)
-                    note = f"{len(done) + 1}/{len(files)} files"
-                    task.update(finished_min, total_min, f"{note} · {speed:.1f}x realtime" if fresh_min else note)
-
-                for result in transcribe_files(files, engine, home.cache(), options, on_result):
+                minutes = AudioMinutes(task, durations_s)
+                options = TranscribeOptions(
+                    batch_size=config.batch_size,
+                    max_workers=config.max_workers,
+                    fresh_ids=_fresh_ids(files, config),
+                    limits=config.limits(),
+                    on_stop=engine.halt if isinstance(engine, OpenAIEngine) else lambda: None,
+                    on_window=minutes.heard,
+                )
+                for result in transcribe_files(files, engine, home.cache(), options):
                     done[result.id] = result.row(prefix)
+                    minutes.finished(result.id, result.cached)
         kept = {r["id"]: r for r in previous.to_pylist()} if any(r["status"] == "gone" for r in rows) else {}
         table = schemas.TRANSCRIPTS.from_rows([done.get(r["id"]) or _without_result(r, prefix, kept) for r in rows])
     new = [r for r in done.values() if not r["cached"]]

@@ -6,7 +6,7 @@ Dagster shows no progress of a step in flight other than its log, so a line appe
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -60,6 +60,45 @@ class LogTask:
         if 0 < share < 1:
             parts.append(f"ETA {format_duration((now - self._started) * (1 - share) / share)}")
         self._log(" · ".join(parts))
+
+
+class AudioMinutes:
+    """Progress through recordings in minutes of audio, window by window: a recording may be hours long.
+
+    ``durations_s`` are the recordings' lengths by id, in seconds; the speed counts what was not known before.
+    """
+
+    def __init__(self, task: Task, durations_s: Mapping[str, float], clock: Callable[[], float] = time.monotonic):
+        self._task, self._durations_s, self._clock = task, durations_s, clock
+        self._started = clock()
+        self._total_s = sum(durations_s.values())
+        self._parts_s: dict[str, float] = {}
+        self._done_s = self._fresh_s = 0.0
+        self._files = 0
+
+    def heard(self, id: str, seconds: float, known: bool) -> None:
+        """So many more seconds of the recording are done; ``known`` says that an earlier run did them."""
+        before = self._parts_s.get(id, 0.0)
+        # The length that a header tells may be an estimate.
+        after = min(before + seconds, self._durations_s[id])
+        self._parts_s[id] = after
+        self._add(after - before, known)
+
+    def finished(self, id: str, known: bool) -> None:
+        """The recording is done, with whatever silence it ends in."""
+        self._files += 1
+        self._add(self._durations_s[id] - self._parts_s.pop(id, 0.0), known)
+
+    def _add(self, seconds: float, known: bool) -> None:
+        self._done_s += seconds
+        self._fresh_s += 0.0 if known else seconds
+        if self._files < len(self._durations_s) and self._done_s >= self._total_s > 0:
+            # The last recording has yet to be put together; its end is the end.
+            return
+        note = f"{self._files}/{len(self._durations_s)} files"
+        if self._fresh_s:
+            note += f" · {self._fresh_s / max(self._clock() - self._started, 1e-3):.1f}x realtime"
+        self._task.update(self._done_s / 60, self._total_s / 60, note)
 
 
 class LogProgress:

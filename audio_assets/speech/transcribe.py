@@ -68,7 +68,9 @@ class TranscribeOptions:
     once. With ``use_cache`` False nothing is read from the cache; results are stored all the same. ``fresh_ids`` are
     transcribed anew whatever the cache holds. ``readers`` are the threads that decode; ``ahead_s`` is how many seconds
     of audio may wait for the model. ``on_stop`` is called when the run ends, finished or not, before waiting for calls
-    under way. ``timings`` collects the seconds spent decoding, finding speech and waiting.
+    under way. ``on_window`` is called in the caller's thread whenever a window is done, with the file's id, the seconds
+    of the recording that are done with it (the silence before it included), and whether the cache held it. ``timings``
+    collects the seconds spent decoding, finding speech and waiting.
     """
 
     batch_size: int | None = None
@@ -79,6 +81,7 @@ class TranscribeOptions:
     readers: int | None = None
     ahead_s: float = 600.0
     on_stop: Callable[[], None] = lambda: None
+    on_window: Callable[[str, float, bool], None] = lambda id, seconds, known: None
     timings: Timings = field(default_factory=Timings)
 
 
@@ -263,6 +266,8 @@ class _Job:
     outcomes: dict[int, ClipResult | FileError] = field(default_factory=dict)
     offsets_s: dict[int, float] = field(default_factory=dict)
     channels: dict[int, int | None] = field(default_factory=dict)
+    ends_s: dict[int | None, float] = field(default_factory=dict)
+    channel_count: int = 1
     speech: list[tuple[float, float]] = field(default_factory=list)
     expected: int | None = None
     duration_s: float = 0.0
@@ -292,6 +297,16 @@ class _Task:
     index: int
     name: str
     clip: Clip
+    covered_s: float
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """A window is done: news for the caller."""
+
+    id: str
+    covered_s: float
+    known: bool
 
 
 class _Run:
@@ -306,7 +321,7 @@ class _Run:
         self._batch = max(1, min(options.batch_size or engine.batch_size, engine.batch_size))
         self._reader_count = max(1, options.readers or min(self._workers, os.cpu_count() or 1))
         self._pool = _Pool(options.ahead_s)
-        self._out: queue.Queue[FileTranscript | BaseException | None] = queue.Queue()
+        self._out: queue.Queue[FileTranscript | _Heard | BaseException | None] = queue.Queue()
         self._jobs: dict[str, _Job] = {}
         self._jobs_lock = threading.Lock()
         self._done: set[str] = set()
@@ -330,6 +345,8 @@ class _Run:
                 self._alive -= 1
             elif isinstance(item, BaseException):
                 raise item
+            elif isinstance(item, _Heard):
+                self._options.on_window(item.id, item.covered_s, item.known)
             else:
                 yield item
 
@@ -422,6 +439,7 @@ class _Run:
         plan, timings = self._engine.plan, self._options.timings
         with AudioStream(job.file.path, self._options.limits, split_channels=plan.split_channels) as stream:
             windowers = [vad.Windower(plan) for _ in range(stream.channels)]
+            job.channel_count = len(windowers)
             blocks = stream.blocks()
             while True:
                 with timings.stage("decode"):
@@ -456,10 +474,14 @@ class _Run:
         with job.lock:
             job.offsets_s[index] = window.start_s
             job.channels[index] = channel
+            end_s = window.end / SAMPLE_RATE_HZ
+            covered_s = (end_s - job.ends_s.get(channel, 0.0)) / job.channel_count
+            job.ends_s[channel] = end_s
             job.speech.extend((a / SAMPLE_RATE_HZ, b / SAMPLE_RATE_HZ) for a, b in window.speech)
             if result is not None:
                 job.outcomes[index] = result
         if result is not None:
+            self._out.put(_Heard(job.file.id, covered_s, known=True))
             if result.language is not None:
                 job.language.settle(result.language, result.language_probability or 0.0)
             return not self._stopped.is_set()
@@ -467,7 +489,7 @@ class _Run:
             ((a - window.start) / SAMPLE_RATE_HZ, (b - window.start) / SAMPLE_RATE_HZ) for a, b in window.speech
         )
         clip = Clip(job.file.id, window.samples, window.start_s, job.language, speech, job.file.sha256, name)
-        return self._pool.put(_Task(job, index, name, clip))
+        return self._pool.put(_Task(job, index, name, clip, covered_s))
 
     # -- workers
 
@@ -486,6 +508,7 @@ class _Run:
         if isinstance(outcome, ClipResult) and job.expected != 1:
             # The only window of a file is stored as the file; all others must survive a kill.
             self._cache.put_window(job.file.sha256, self._fingerprint, task.name, asdict(outcome))
+        self._out.put(_Heard(job.file.id, task.covered_s, known=False))
         with job.lock:
             job.outcomes[task.index] = outcome
         if job.claim():

@@ -3,13 +3,14 @@
 import io
 import os
 import pty
+import re
 import subprocess
 import sys
 
 from rich.console import Console
 
 from audio_assets.demo import demo_objects, packaged_model
-from audio_assets.resources.progress import LOG_INTERVAL_S, LogTask
+from audio_assets.resources.progress import LOG_INTERVAL_S, AudioMinutes, LogTask
 from audio_assets.settings import Home
 from audio_assets.terminal import TerminalProgress, printable
 from audio_assets_tests.conftest import subprocess_environment
@@ -55,6 +56,41 @@ def test_minutes_that_add_up_with_a_rounding_error_are_an_end_too() -> None:
     assert lines == ["transcripts: 1.0/1.0 min"]
 
 
+def test_one_recording_of_hours_shows_its_minutes_speed_and_time_left_while_it_is_transcribed() -> None:
+    clock, lines = Clock(), []
+    task = LogTask("transcripts talks", "min", lines.append, clock)
+    minutes = AudioMinutes(task, {"talk.mp3": 36_000.0}, clock)
+    for _ in range(720):
+        clock.now += 1.0
+        minutes.heard("talk.mp3", 50.0, known=False)
+    assert lines[0] == "transcripts talks: 4.2/600.0 min · 0/1 files · 50.0x realtime · ETA 11 m 55 s"
+    assert len(lines) == 720 / LOG_INTERVAL_S - 1
+    minutes.finished("talk.mp3", known=False)
+    assert lines[-1] == "transcripts talks: 600.0/600.0 min · 1/1 files · 50.0x realtime"
+
+
+def test_what_was_known_counts_as_done_and_not_as_speed() -> None:
+    clock, lines = Clock(), []
+    minutes = AudioMinutes(
+        LogTask("transcripts", "min", lines.append, clock), {"a": 60.0, "b": 60.0, "c": 120.0}, clock
+    )
+    clock.now = 10.0
+    minutes.finished("a", known=True)
+    clock.now = 20.0
+    minutes.heard("b", 30.0, known=True)
+    minutes.heard("b", 20.0, known=False)
+    clock.now = 30.0
+    minutes.finished("b", known=False)
+    clock.now = 40.0
+    minutes.finished("c", known=False)
+    assert lines == [
+        "transcripts: 1.0/4.0 min · 1/3 files · ETA 30 s",
+        "transcripts: 1.5/4.0 min · 1/3 files · ETA 33 s",
+        "transcripts: 2.0/4.0 min · 2/3 files · 1.0x realtime · ETA 30 s",
+        "transcripts: 4.0/4.0 min · 3/3 files · 3.8x realtime",
+    ]
+
+
 def test_off_a_terminal_there_are_lines_and_no_control_codes() -> None:
     text = io.StringIO()
     with TerminalProgress(Console(file=text, highlight=False)).task("raw_audio", "files", print) as task:
@@ -92,6 +128,8 @@ def test_on_a_terminal_there_are_bars(home: Home) -> None:
     assert "\x1b" not in out
     assert "━".encode() in shown
     assert b"1/1 files" in shown
+    assert re.search(rb"0\.\d/0\.\d min .*1/1 files .*x realtime", shown), "minutes of audio and speed"
+    assert re.search(rb"\d:\d\d:\d\d", shown), "time left"
 
 
 def test_a_key_cannot_drive_the_terminal() -> None:

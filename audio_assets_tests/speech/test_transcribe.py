@@ -40,6 +40,7 @@ class Parrot:
         self.heard: list[Clip] = []
         self.batches: list[int] = []
         self.fail = ""
+        self.dies_after: int | None = None
         self.delay_s = 0.0
         self._lock = threading.Lock()
 
@@ -49,6 +50,8 @@ class Parrot:
     def transcribe(self, clips: Sequence[Clip]) -> Iterator[ClipResult | FileFailed]:
         time.sleep(self.delay_s)
         with self._lock:
+            if self.dies_after is not None and len(self.batches) >= self.dies_after:
+                raise SettingsError("no such model any longer; choose another")
             self.heard += clips
             self.batches.append(len(clips))
         for clip in clips:
@@ -220,6 +223,31 @@ def test_the_longest_windows_go_first_once_everything_is_read(parrot, cache, wri
     longest = [max(c.duration_s for c in engine.heard[a:b]) for a, b in pairwise(starts)]
     assert len(longest) >= 5
     assert longest[2:] == sorted(longest[2:], reverse=True)
+
+
+def test_each_window_of_a_long_file_is_told_before_the_file_is_done(parrot, cache, write_audio, opening):
+    pause = np.zeros(3 * SAMPLE_RATE_HZ, np.float32)
+    file = write_audio("long.wav", np.concatenate([np.concatenate([opening, pause]) for _ in range(8)]))
+    told: list[tuple[str, float, bool]] = []
+    before: list[int] = []
+    options = TranscribeOptions(on_window=lambda *heard: told.append(heard))
+    [result] = transcribe_files([file], parrot, cache, options, lambda _: before.append(len(told)))
+    assert before == [len(told)] and len(told) >= 8
+    assert all(id == "long.wav" and seconds > 0 and not known for id, seconds, known in told)
+    done_s = sum(seconds for _, seconds, _ in told)
+    assert result.duration_s - 3.5 < done_s <= result.duration_s
+
+
+def test_windows_that_an_earlier_run_has_heard_are_told_as_known(parrot, cache, write_audio, opening):
+    pause = np.zeros(3 * SAMPLE_RATE_HZ, np.float32)
+    file = write_audio("long.wav", np.concatenate([np.concatenate([opening, pause]) for _ in range(8)]))
+    parrot.dies_after = 2
+    with pytest.raises(SettingsError):
+        list(transcribe_files([file], parrot, cache, TranscribeOptions(max_workers=1, batch_size=1)))
+    parrot.dies_after = None
+    told: list[bool] = []
+    list(transcribe_files([file], parrot, cache, TranscribeOptions(on_window=lambda *heard: told.append(heard[2]))))
+    assert told.count(True) == 2 and told.count(False) == len(told) - 2
 
 
 def test_batches_hold_clips_of_similar_length(parrot, cache, write_audio, opening):
