@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -16,12 +17,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 Result = dict[str, Any]
 Part = Callable[[argparse.Namespace], list[Result]]
 
 PAGE_KEYS = 1_000
+PAGE_DELAY_S = 0.04
+"""What a server some way off takes to answer, as for the downloads."""
 
 
 def result(name: str, value: float | None, unit: str, goal: float, met: bool, note: str = "") -> Result:
@@ -63,8 +67,8 @@ class _Raw(io.BytesIO):
             yield block
 
 
-def replaying_client(pages: int) -> Any:
-    """A boto3 client whose listing is ``pages`` recorded pages; nothing is sent."""
+def replaying_client(pages: int, delay_s: float = 0.0) -> Any:
+    """A boto3 client whose listing is ``pages`` recorded pages, each after ``delay_s``; nothing is sent."""
     import boto3
     from botocore.awsrequest import AWSResponse
 
@@ -80,6 +84,7 @@ def replaying_client(pages: int) -> Any:
     def replay(request: Any, **_: object) -> AWSResponse:
         number = state["sent"] % pages
         state["sent"] += 1
+        time.sleep(delay_s)
         return AWSResponse(request.url, 200, {}, _Raw(recorded_page(number, number == pages - 1)))
 
     client.meta.events.register("before-send.s3.ListObjectsV2", replay)
@@ -137,7 +142,53 @@ def listing(options: argparse.Namespace) -> list[Result]:
     ]  # fmt: skip
 
 
-PARTS: list[Part] = [listing]
+# Change detection.
+
+
+def changes(options: argparse.Namespace) -> list[Result]:
+    """What comparing a large prefix with its rows and its mirror takes on top of listing it."""
+    import tempfile
+
+    from audio_assets import schemas
+    from audio_assets.ingest.download import EPOCH
+    from audio_assets.ingest.intake import IntakeOptions, survey
+    from audio_assets.ingest.listing import list_prefix
+    from audio_assets.ingest.mirror import Mirror
+
+    pages = max(2, round(100 * options.scale))
+    client = replaying_client(pages, PAGE_DELAY_S)
+    files = list(list_prefix(client, "b", "calls/", 1))
+    rows = [
+        {"id": f.key, "prefix": "calls/", "etag": "old" if n % 100 == 0 else f.etag, "size_bytes": f.size_bytes,
+         "last_modified": f.last_modified, "sha256": f"{n:064x}", "status": "ok"}
+        for n, f in enumerate(files)
+    ]  # fmt: skip
+    stored = schemas.RAW_AUDIO.from_rows(rows)
+    alone_s, whole_s = [], []
+    with tempfile.TemporaryDirectory() as directory:
+        mirror = Mirror(Path(directory))
+        for f in files:
+            path = mirror.path_for(f.key)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                file.truncate(f.size_bytes)
+            assert f.last_modified is not None
+            modified_ns = round((f.last_modified - EPOCH).total_seconds() * 1e6) * 1000
+            os.utime(path, ns=(modified_ns, modified_ns))
+        for _ in range(options.rounds):
+            started = time.perf_counter()
+            assert len(sorted(list_prefix(client, "b", "calls/", 1), key=lambda f: f.key)) == len(files)
+            alone_s.append(time.perf_counter() - started)
+            started = time.perf_counter()
+            found = survey(client, "b", "calls/", 1, mirror, stored, IntakeOptions())
+            whole_s.append(time.perf_counter() - started)
+            assert (len(found.todo), found.skipped) == (len(files) // 100, len(files) - len(files) // 100)
+    extra = statistics.median(whole_s) - statistics.median(alone_s)
+    note = f"{statistics.median(alone_s):.2f} s to list, pages {PAGE_DELAY_S * 1e3:.0f} ms apart"
+    return [result(f"1 % of {len(files):,} files changed: diff beyond the listing", extra, "s", 0.3, extra < 0.3, note)]
+
+
+PARTS: list[Part] = [listing, changes]
 """What is measured, in this order."""
 
 

@@ -17,10 +17,14 @@ from audio_assets.assets.common import (
 from audio_assets.assets.r2_prefixes import r2_prefixes
 from audio_assets.ingest.intake import IntakeOptions, IntakeProgress, ingest_mirror, ingest_prefix
 from audio_assets.partitions import prefix_for, prefix_partitions
-from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
+from audio_assets.resources.duckdb_io import UNCHANGED, PartitionedDuckDBIOManager
 from audio_assets.resources.home import HomeResource
 from audio_assets.resources.progress import Progress
 from audio_assets.resources.r2 import R2Resource
+from audio_assets.storage.content import content_version
+
+VERSIONED = ["id", "etag", "size_bytes", "sha256", "status", "error"]
+"""The columns that make the data version: everything else follows from them."""
 
 
 class RawAudioConfig(dg.Config):
@@ -80,7 +84,9 @@ def raw_audio(
             if config.skip_ingestion:
                 intake = ingest_mirror(home.mirror(), prefix, home.depth(), previous, options, on_progress)
             else:
-                r2.check()
+                if not home.paths().bucket.exists():
+                    # Only a bucket that can be read is noted as this home's; later the listing itself tells.
+                    r2.check()
                 home.claim(r2.bucket_name())
                 intake = ingest_prefix(
                     r2.get_client(),
@@ -95,13 +101,15 @@ def raw_audio(
     table = intake.table
     return dg.MaterializeResult(
         value=table,
+        data_version=dg.DataVersion(content_version(table, VERSIONED)),
         check_results=checks.check_raw_audio(table, previous),
         metadata=merge(
             {
+                UNCHANGED: not intake.changed,
                 "listed": intake.listed,
                 "selected": intake.selected,
                 "downloaded": intake.downloaded,
-                "unchanged": intake.skipped,
+                "skipped": intake.skipped,
                 "downloaded_mb": round(intake.bytes_downloaded / 1e6, 3),
                 "audio_minutes": round(sum(table.column("duration_s").drop_null().to_pylist()) / 60, 2),
                 "preview": preview(table, ["id", "codec", "duration_s", "status", "error"]),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 import threading
 import time
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ FIRST_WAIT_S = 0.5
 """Mean of the first wait between attempts; it doubles from there."""
 LONGEST_WAIT_S = 20.0
 
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _CHUNK_BYTES = 256 * 1024
 # Read timeouts are per read, and a trickle beats them: the whole object has a deadline too.
 _DEADLINE_BASE_S = 120.0
@@ -121,6 +124,10 @@ def _once(client: Any, bucket: str, found: RemoteObject, mirror: Mirror, cancell
             raise _RetryError(f"{size} of {found.size_bytes} bytes arrived")
         if _etag_is_md5(found.etag, response) and md5 != found.etag:
             raise _RetryError(f"the bytes have MD5 {md5}, the listing says {found.etag}")
+        if found.last_modified is not None:
+            # The file's time is the object's: one look at a folder then tells which of its files are untouched.
+            modified_us = (found.last_modified - EPOCH) // timedelta(microseconds=1)
+            os.utime(part, ns=(time.time_ns(), modified_us * 1000))
         mtime_ns = part.stat().st_mtime_ns
     state = ObjectState(
         key=found.key,

@@ -5,14 +5,16 @@ from __future__ import annotations
 import threading
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from audio_assets.errors import FileError
+from audio_assets.ingest.changes import diff
 from audio_assets.ingest.download import download
 from audio_assets.ingest.listing import PrefixListing, RemoteObject, discover_prefixes, list_prefix
 from audio_assets.ingest.mirror import Mirror, ObjectState
@@ -28,9 +30,9 @@ Row = dict[str, object]
 class IntakeOptions:
     """How much is done at once.
 
-    ``batch_size`` objects are handed to the ``max_workers`` threads at a time. ``key_prefixes`` takes in only objects
-    whose keys start with one of these strings (all when empty), and ``limit`` only the first so many of them, in the
-    order of their keys. Rows of other objects stay as they are.
+    At most ``batch_size`` objects are with the ``max_workers`` threads at a time. ``key_prefixes`` takes in only
+    objects whose keys start with one of these strings (all when empty), and ``limit`` only the first so many of them,
+    in the order of their keys. Rows of other objects stay as they are.
     """
 
     batch_size: int = 10
@@ -68,7 +70,7 @@ class Intake:
 
     ``downloaded`` and ``skipped`` (already there) files may still be invalid audio: `statuses` counts the rows.
     ``failed`` files could not be fetched or read. ``listed`` is the number of objects found in the partition,
-    ``selected`` the number of those that the options asked for.
+    ``selected`` the number of those that the options asked for. ``changed`` is False when the rows are those of before.
     """
 
     table: pa.Table
@@ -78,6 +80,7 @@ class Intake:
     bytes_downloaded: int
     listed: int
     selected: int
+    changed: bool = True
 
     @property
     def statuses(self) -> dict[str, int]:
@@ -118,23 +121,81 @@ def ingest_prefix(
         mirror: where the files are kept.
         previous: the partition's rows as they were, if any.
         options: batch size, workers, limit.
-        on_progress: called in this thread, once per file.
+        on_progress: called in this thread, once per file; once for all files that need nothing.
 
     Raises:
         SettingsError: bucket, credentials or endpoint are wrong; nothing else can succeed either.
     """
     options = options or IntakeOptions()
-    known = _by_id(previous)
-    listed = sorted(list_prefix(client, bucket, prefix, depth), key=lambda found: found.key)
-    chosen = [found for found in listed if options.wants(found.key)][: options.limit]
+    stored = RAW_AUDIO.empty() if previous is None else previous
     mirror.remove_stale_parts()
+    found = survey(client, bucket, prefix, depth, mirror, stored, options)
+    before = _by_id(_rows_of(stored, {each.key for each in found.todo}))
 
-    def take(found: RemoteObject, cancelled: threading.Event) -> _Taken:
-        return _take_object(client, bucket, found, prefix, mirror, known.get(found.key), cancelled)
+    def take(each: RemoteObject, cancelled: threading.Event) -> _Taken:
+        return _take_object(client, bucket, each, prefix, mirror, before.get(each.key), cancelled)
 
-    names = {found.key for found in listed}
-    kept = _leftovers(known, names, {found.key for found in chosen}, options, _gone_from_bucket)
-    return _run(chosen, take, kept, len(listed), options, on_progress)
+    done = _run(found.todo, take, found.skipped, options, on_progress)
+    gone = {id: _gone_from_bucket(row) for id, row in _by_id(_rows_of(stored, found.vanished)).items()}
+    table = _replaced(stored, done.rows | gone, found.replaced)
+    return done.intake(table, found.listed, found.selected, changed=previous is None or not table.equals(previous))
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What there is to do in a partition: objects to take in, and ids of rows to mark as gone or to replace.
+
+    ``listed`` objects were found, ``selected`` of them asked for, of which ``skipped`` need nothing.
+    """
+
+    listed: int
+    selected: int
+    skipped: int
+    todo: list[RemoteObject]
+    vanished: set[str]
+    replaced: set[str]
+
+
+def survey(
+    client: Any, bucket: str, prefix: str, depth: int, mirror: Mirror, stored: pa.Table, options: IntakeOptions
+) -> Survey:
+    """List a partition of the bucket and compare it with its rows and with the mirror. Nothing is fetched.
+
+    Raises:
+        SettingsError: bucket, credentials or endpoint are wrong.
+        AudioAssetsError: the listing is not complete; nothing can be said of what is missing in it.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="ingest-scan") as aside:
+        # The disk is looked at while the bucket is listed.
+        scan = aside.submit(mirror.scan, prefix, recursive=prefix.count("/") >= depth)
+        settled = _settled(stored)
+        listed = sorted(list_prefix(client, bucket, prefix, depth), key=lambda found: found.key)
+        changes = diff(listed, stored)
+        present = scan.result()
+    wanted = [found for found in listed if options.wants(found.key)] if options.key_prefixes else listed
+    wanted = wanted[: options.limit]
+    chosen = {found.key for found in wanted} if len(wanted) < len(listed) else None
+    todo = [*changes.new, *changes.overwritten]
+    skipped = 0
+    for found, id in changes.unchanged:
+        if chosen is not None and found.key not in chosen:
+            continue
+        modified_us = settled.get(id)
+        if modified_us is not None and (present.get(id) == (found.size_bytes, modified_us) or mirror.holds(found)):
+            skipped += 1
+        else:
+            todo.append(found)
+    if chosen is not None:
+        todo = [found for found in todo if found.key in chosen]
+    taken = {_nfc(found.key) for found in todo}
+    return Survey(
+        listed=len(listed),
+        selected=len(wanted),
+        skipped=skipped,
+        todo=sorted(todo, key=lambda found: found.key),
+        vanished={id for id in changes.vanished if options.wants(id)},
+        replaced={id for id in changes.replaced if _nfc(id) in taken},
+    )
 
 
 def ingest_mirror(
@@ -166,11 +227,20 @@ def ingest_mirror(
     def take(key: str, _: threading.Event) -> _Taken:
         return _take_file(key, prefix, mirror, known.get(key))
 
-    kept = _leftovers(known, set(keys), set(chosen), options, _gone_from_mirror)
+    lying, taken = set(keys), set(chosen)
+    kept = {
+        key: row if key in lying or not options.wants(key) else _gone_from_mirror(row)
+        for key, row in known.items()
+        if key not in taken
+    }
     misnamed = {name for name in mirror.misnamed() if prefix_of(name, depth) == prefix and options.wants(name)}
     for name in sorted(misnamed):
         kept[name] = _failed_row(name, prefix, "failed", "the mirror cannot read this file name; rename the file")
-    return _run(chosen, take, kept, len(keys) + len(misnamed), options, on_progress)
+    done = _run(chosen, take, 0, options, on_progress)
+    rows = kept | done.rows
+    table = RAW_AUDIO.from_rows([rows[key] for key in sorted(rows)])
+    changed = previous is None or not table.equals(previous)
+    return done.intake(table, len(keys) + len(misnamed), len(chosen), changed=changed)
 
 
 def mirror_prefixes(mirror: Mirror, depth: int) -> list[PrefixListing]:
@@ -189,31 +259,74 @@ def mirror_prefixes(mirror: Mirror, depth: int) -> list[PrefixListing]:
     return discover_prefixes(objects(), depth)
 
 
+@dataclass(frozen=True)
+class _Done:
+    """What a run over the objects brought: their rows by id, how many were skipped, fetched and lost."""
+
+    rows: dict[str, Row]
+    actions: Counter[str]
+    bytes_downloaded: int
+
+    def intake(self, table: pa.Table, listed: int, selected: int, *, changed: bool) -> Intake:
+        actions = self.actions
+        return Intake(
+            table,
+            actions["downloaded"],
+            actions["skipped"],
+            actions["failed"],
+            self.bytes_downloaded,
+            listed,
+            selected,
+            changed,
+        )
+
+
 def _run(
-    chosen: Sequence[Any],
+    todo: Sequence[Any],
     take: Callable[[Any, threading.Event], _Taken],
-    kept: dict[str, Row],
-    listed: int,
+    skipped: int,
     options: IntakeOptions,
     on_progress: ProgressCallback | None,
-) -> Intake:
-    rows = dict(kept)
-    actions: Counter[str] = Counter()
+) -> _Done:
+    """Take in ``todo``; never more than a batch at once, and another one as soon as one is done."""
+    rows: dict[str, Row] = {}
+    actions: Counter[str] = Counter(skipped=skipped)
     fetched = 0
+    total = skipped + len(todo)
+    if skipped and on_progress is not None:
+        on_progress(IntakeProgress(skipped, total, "", "skipped", "ok", 0))
     # An error that dooms every file, or Ctrl-C, ends the block: what has not begun is not begun.
     with Workers(take, options.max_workers) as workers:
-        for batch in _batches(chosen, options.batch_size):
-            for taken in workers.each(batch):
-                key = str(taken.row["id"])
-                rows[key] = taken.row
-                actions[taken.action] += 1
-                fetched += taken.bytes_downloaded
-                if on_progress is not None:
-                    done = sum(actions.values())
-                    status = str(taken.row["status"])
-                    on_progress(IntakeProgress(done, len(chosen), key, taken.action, status, fetched))
-    table = RAW_AUDIO.from_rows([rows[key] for key in sorted(rows)])
-    return Intake(table, actions["downloaded"], actions["skipped"], actions["failed"], fetched, listed, len(chosen))
+        for taken in workers.each(todo, options.batch_size):
+            key = str(taken.row["id"])
+            rows[key] = taken.row
+            actions[taken.action] += 1
+            fetched += taken.bytes_downloaded
+            if on_progress is not None:
+                status = str(taken.row["status"])
+                on_progress(IntakeProgress(sum(actions.values()), total, key, taken.action, status, fetched))
+    return _Done(rows, actions, fetched)
+
+
+def _settled(stored: pa.Table) -> dict[str, int]:
+    """The stored rows that need no second try, by id: when their object was stored, in µs since 1970 (-1: unknown)."""
+    fine = pc.and_(pc.is_in(stored.column("status"), pa.array(["ok", "invalid"])), pc.is_valid(stored.column("sha256")))
+    rows = stored.select(["id", "last_modified"]).filter(fine)
+    modified = pc.fill_null(rows.column("last_modified").cast(pa.int64()), -1)
+    return dict(zip(rows.column("id").to_pylist(), modified.to_pylist(), strict=True))
+
+
+def _rows_of(stored: pa.Table, ids: Set[str]) -> pa.Table:
+    return stored.filter(pc.is_in(stored.column("id"), pa.array(sorted(ids), pa.string())))
+
+
+def _replaced(stored: pa.Table, fresh: dict[str, Row], dropped: Set[str]) -> pa.Table:
+    """``stored`` with the rows of ``fresh`` in place of its own and without ``dropped``, in the order of ids."""
+    if not fresh and not dropped:
+        return stored
+    others = stored.filter(pc.invert(pc.is_in(stored.column("id"), pa.array([*fresh, *dropped], pa.string()))))
+    rows = RAW_AUDIO.from_rows([fresh[key] for key in sorted(fresh)])
+    return pa.concat_tables([RAW_AUDIO.conform(others), rows]).sort_by("id")
 
 
 def _take_object(
@@ -279,17 +392,6 @@ def _failed_row(key: str, prefix: str, status: str, reason: str) -> Row:
     return {"id": key, "prefix": prefix, "metadata": [], "status": status, "error": reason}
 
 
-def _leftovers(
-    known: dict[str, Row], listed: set[str], chosen: set[str], options: IntakeOptions, gone: Callable[[Row], Row]
-) -> dict[str, Row]:
-    """Rows that this intake does not make anew: ``gone`` when no longer listed, else as they were."""
-    return {
-        key: row if key in listed or not options.wants(key) else gone(row)
-        for key, row in known.items()
-        if key not in chosen
-    }
-
-
 def _gone_from_bucket(row: Row) -> Row:
     return row if row["status"] == "gone" else row | {"status": "gone", "error": "no longer in the bucket"}
 
@@ -304,7 +406,5 @@ def _by_id(table: pa.Table | None) -> dict[str, Row]:
     return {row["id"]: row for row in table.to_pylist()} if table is not None else {}
 
 
-def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    remaining = iter(items)
-    while batch := list(islice(remaining, size)):
-        yield batch
+def _nfc(key: str) -> str:
+    return unicodedata.normalize("NFC", key)

@@ -41,6 +41,12 @@ _READ_BYTES = 1 << 20
 _ESCAPE = re.compile(r"%(?:[01][0-9A-F]|7F|25|2E|2F|5C)|%ED%[AB][0-9A-F]%[89AB][0-9A-F]")
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
 
+_DIFFERS = re.compile(
+    r"[%\\\x00-\x1f\x7f\ud800-\udfff]|//|^/|(^|/)\.\.?/|(" + "|".join(map(re.escape, AUDIO_EXTENSIONS)) + ")/",
+    re.IGNORECASE,
+)
+"""What a key may hold where its path is not the key itself."""
+
 
 @dataclass(frozen=True)
 class ObjectState:
@@ -154,6 +160,31 @@ class Mirror:
         )
         self.record(state)
         return state
+
+    def scan(self, prefix: str, *, recursive: bool = True) -> dict[str, tuple[int, int]]:
+        """Files below ``prefix`` by key, with size in bytes and modification time in µs since 1970.
+
+        One look at the tree. Only files whose name is their key, unescaped; of the others nothing is said.
+        """
+        found: dict[str, tuple[int, int]] = {}
+        waiting = list(dict.fromkeys([prefix, unicodedata.normalize("NFD", prefix)]))
+        waiting = [folder for folder in waiting if not _DIFFERS.search(folder)]
+        while waiting:
+            folder = waiting.pop()
+            try:
+                with os.scandir(self.root / folder) as entries:
+                    for entry in entries:
+                        key = folder + entry.name
+                        if entry.is_dir():
+                            if recursive and key.lower() != STATE_DIRECTORY and not _DIFFERS.search(key + "/"):
+                                waiting.append(key + "/")
+                        elif not _DIFFERS.search(entry.name):
+                            status = entry.stat()
+                            found[key] = (status.st_size, status.st_mtime_ns // 1000)
+            except OSError:
+                # Not there, or not to be read: whoever asks for one of its files is told why.
+                continue
+        return found
 
     def files(self, prefix: str = "") -> Iterator[str]:
         """Keys of the audio files that lie in the mirror and start with ``prefix``, unordered, however they came there.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -42,14 +43,24 @@ class Workers(Generic[Item, Result]):
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def each(self, items: Sequence[Item]) -> Iterator[Result]:
-        """The result of each item, as they come; an exception is raised here."""
-        for item in items:
+    def each(self, items: Iterable[Item], window: int) -> Iterator[Result]:
+        """The result of each item, as they come; an exception is raised here.
+
+        At most ``window`` items are under way; as soon as one is done the next begins.
+        """
+        waiting = iter(items)
+        flying = 0
+        for item in islice(waiting, window):
             self._items.put(item)
-        for _ in items:
+            flying += 1
+        while flying:
             result = self._results.get()
             if isinstance(result, BaseException):
                 raise result
+            flying -= 1
+            for item in islice(waiting, 1):
+                self._items.put(item)
+                flying += 1
             yield result
 
     def _run(self) -> None:

@@ -15,8 +15,11 @@ from audio_assets.errors import SchemaError
 from audio_assets.partitions import prefix_for
 
 if TYPE_CHECKING:
-    from audio_assets.storage.partition_files import PartitionStore, Unreadable
+    from audio_assets.storage.partition_files import PartitionFile, PartitionStore, Unreadable
     from audio_assets.storage.warehouse import Warehouse
+
+UNCHANGED = "unchanged"
+"""Output metadata: True says that the rows are those that are stored, and that their file is to stay as it is."""
 
 
 class PartitionedDuckDBIOManager(ConfigurableIOManager):
@@ -70,7 +73,10 @@ class PartitionedDuckDBIOManager(ConfigurableIOManager):
         table = _table_for(context)
         data = _as_arrow(table, obj)
         warehouse = self.warehouse()
-        if not table.partitioned:
+        kept = _kept(context, warehouse.store, table)
+        if kept is not None:
+            written = [kept]
+        elif not table.partitioned:
             written = [warehouse.store.write(table, data, None)]
         elif len(context.asset_partition_keys) == 1:
             written = [warehouse.store.write(table, data, context.asset_partition_keys[0])]
@@ -111,6 +117,15 @@ class PartitionedDuckDBIOManager(ConfigurableIOManager):
             return relation.select(*columns) if columns else relation
         data = store.read(table, partitions, columns, on_unreadable=warn)
         return data.to_pandas() if wanted == "DataFrame" else data
+
+
+def _kept(context: OutputContext, store: PartitionStore, table: schemas.Table) -> PartitionFile | None:
+    """The stored file of the partition, when the asset says that nothing about it changed."""
+    unchanged = context.output_metadata.get(UNCHANGED)
+    if unchanged is None or unchanged.value is not True or len(context.asset_partition_keys) != 1:
+        return None
+    [key] = context.asset_partition_keys
+    return next((file for file in store.partitions(table) if file.partition == key), None)
 
 
 def _warn(context: InputContext, bad: Unreadable) -> None:
