@@ -124,37 +124,6 @@ def test_a_file_cut_short_is_refused_or_gives_its_first_part(tmp_path, opening, 
         assert audio.truncated, "the header says how long it should be"
 
 
-@pytest.mark.parametrize(
-    "script",
-    [
-        "ffconcat version 1.0\nfile secret.wav\n",
-        "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:8,\nsecret.wav\n#EXT-X-ENDLIST\n",
-        "#EXTM3U\n#EXTINF:8,\nhttp://127.0.0.1:9/secret.mp3\n",
-    ],
-    ids=["ffconcat", "hls", "hls-http"],
-)
-def test_a_script_named_mp3_opens_no_other_file_and_no_socket(tmp_path, opening, script, monkeypatch):
-    encode(tmp_path / "secret.wav", opening)
-    (tmp_path / "playlist.mp3").write_text(script)
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InvalidAudio):
-        decode(tmp_path / "playlist.mp3")
-
-
-def test_ten_hours_of_silence_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
-    import soundfile
-
-    path = tmp_path / "silence.flac"
-    with soundfile.SoundFile(path, "w", 16_000, 1, format="FLAC") as file:
-        for _ in range(600):
-            file.write(np.zeros(16_000 * 60, np.int16))
-    assert path.stat().st_size < 10_000_000
-    monkeypatch.setattr(AudioStream, "_take", lambda *_: pytest.fail("decoded"))
-    monkeypatch.setattr(AudioStream, "_account", lambda *_: pytest.fail("decoded"))
-    with pytest.raises(InvalidAudio, match="36000 s is over the limit of 3600 s"):
-        decode(path, Limits(max_duration_s=3600))
-
-
 def test_a_length_that_no_header_tells_is_capped_while_decoding(tmp_path, opening):
     encode(tmp_path / "a.aac", np.tile(opening, 3))
     with pytest.raises(InvalidAudio, match="over the limit of 10 s"):
