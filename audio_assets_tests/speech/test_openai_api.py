@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from email.utils import format_datetime
 
 import numpy as np
 import pytest
+import soundfile
 
 from audio_assets.errors import FileDeferred, FileError, FileFailed, SettingsError
 from audio_assets.speech import capabilities
@@ -372,6 +374,39 @@ def test_a_missing_window_makes_a_partial_file_and_only_it_is_sent_again(
     assert second.status == "ok"
     assert second.transcription == "It was the best of times. It was the age of wisdom."
     assert len(fault_server.posts) - posted == 1, "the window that was paid for is kept"
+
+
+def test_times_are_those_of_the_sound_in_the_recording_to_the_sample(
+    make_engine, fault_server, cache, write_audio, two_cities
+):
+    """Windows between silences, one of them cut in two by a 413: where each answer says it is, is what was sent."""
+
+    def quiet(seconds: float) -> Samples:
+        return np.zeros(int(seconds * SAMPLE_RATE_HZ), np.float32)
+
+    def said(start_s: int, end_s: int) -> Samples:
+        return two_cities[start_s * SAMPLE_RATE_HZ : end_s * SAMPLE_RATE_HZ]
+
+    parts = [quiet(2.7), said(0, 6), quiet(3.31), said(10, 22), quiet(4.123), said(30, 36), quiet(1)]
+    recording = np.concatenate(parts)
+
+    def audio(number: int) -> Samples:
+        body = fault_server.posts[number - 1]
+        return soundfile.read(io.BytesIO(body[body.index(b"fLaC") :]), dtype="float32")[0]
+
+    def answer(handler, number):
+        too_large = len(audio(number)) > 10 * SAMPLE_RATE_HZ
+        (reply(413, {}) if too_large else reply(200, heard(str(number))))(handler, number)
+
+    fault_server.answers = [answer]
+    [result] = transcribe_files([write_audio("a.flac", recording)], make_engine(workers=1), cache)
+    assert result.status == "ok" and len(result.segments) >= 4
+    for segment in result.segments:
+        sent = audio(int(segment.text))
+        # Every answer puts its words half a second into what it was sent; times are kept to the millisecond.
+        around = round((segment.start_s - 0.5) * SAMPLE_RATE_HZ)
+        best = max(np.corrcoef(recording[o : o + len(sent)], sent)[0, 1] for o in range(around - 8, around + 9))
+        assert best > 0.999
 
 
 def test_the_same_bytes_are_paid_for_once(make_engine, fault_server, cache, write_audio, opening):
