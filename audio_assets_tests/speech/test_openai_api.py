@@ -331,7 +331,7 @@ while not engine._under_way:
     time.sleep(0.01)
 """
     started = time.monotonic()
-    child = [sys.executable, "-X", "dev", "-W", "error::ResourceWarning", "-c", script, fault_server.url]
+    child = [sys.executable, "-W", "always::ResourceWarning", "-c", script, fault_server.url]
     done = subprocess.run(child, capture_output=True, text=True, timeout=60, check=False)
     go_on.set()
     assert (done.returncode, done.stderr) == (0, "") and "best of times" in done.stdout
