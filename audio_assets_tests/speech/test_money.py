@@ -427,7 +427,7 @@ def test_a_run_that_ends_does_not_wait_for_a_server_that_has_stalled(
 
     def stall(handler, number):
         stalled.set()
-        go_on.wait(60)
+        go_on.wait(120)
         handler.close_connection = True
 
     fault_server.answers = [reply(200, heard()), stall]
@@ -439,7 +439,7 @@ def test_a_run_that_ends_does_not_wait_for_a_server_that_has_stalled(
     started = time.monotonic()
     results.close()
     go_on.set()
-    assert time.monotonic() - started < 20, "not the deadline of two minutes"
+    assert time.monotonic() - started < 60, "not the deadline of two minutes"
     assert account.uncertain_usd > 0, "it may be billed all the same"
 
 

@@ -314,7 +314,7 @@ def test_a_process_that_ends_without_closing_the_engine_ends_in_silence(fault_se
     go_on = threading.Event()
 
     def stall(handler, number):
-        go_on.wait(60)
+        go_on.wait(120)
         handler.close_connection = True
 
     fault_server.answers = [reply(200, heard()), stall]
@@ -332,10 +332,10 @@ while not engine._under_way:
 """
     started = time.monotonic()
     child = [sys.executable, "-W", "always::ResourceWarning", "-c", script, fault_server.url]
-    done = subprocess.run(child, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(child, capture_output=True, text=True, timeout=110, check=False)
     go_on.set()
     assert (done.returncode, done.stderr) == (0, "") and "best of times" in done.stdout
-    assert time.monotonic() - started < 40, "not the deadline of two minutes"
+    assert time.monotonic() - started < 100, "not the deadline of two minutes"
 
 
 def test_what_shapes_the_text_shapes_the_fingerprint(make_engine):
