@@ -54,11 +54,13 @@ def download(
     attempts: int = ATTEMPTS,
     first_wait_s: float = FIRST_WAIT_S,
     cancelled: threading.Event | None = None,
+    deadline_s: float | None = None,
 ) -> ObjectState:
     """Fetch one object into ``mirror`` and record its state.
 
     The request pins the listed ETag. Size and, where the ETag is one, MD5 are compared before the file is put in
-    place. An object that was overwritten meanwhile is looked up anew, once; the state then tells of the new one.
+    place. What a broken try brought is kept: the next one, of this run or a later one, asks for the rest only. An
+    object that was overwritten meanwhile is looked up anew, once; the state then tells of the new one.
 
     Args:
         client: a boto3 S3 client; safe to share between threads.
@@ -68,6 +70,7 @@ def download(
         attempts: tries in all, on 429, 5xx, broken connections, short or damaged bodies.
         first_wait_s: mean of the first wait between tries, in seconds.
         cancelled: once set, waits end, no further try is made, and a body in flight is dropped.
+        deadline_s: seconds for the object, all tries together; by default what its size needs at 50 kB/s, and 120 s.
 
     Raises:
         SettingsError: credentials or bucket are refused (401, 403): no file can be had.
@@ -76,11 +79,11 @@ def download(
     """
     cancelled = cancelled or threading.Event()
     try:
-        return _with_retries(client, bucket, found, mirror, attempts, first_wait_s, cancelled)
+        return _with_retries(client, bucket, found, mirror, attempts, first_wait_s, cancelled, deadline_s)
     except _ChangedError:
         found = _look_again(client, bucket, found.key)
     try:
-        return _with_retries(client, bucket, found, mirror, attempts, first_wait_s, cancelled)
+        return _with_retries(client, bucket, found, mirror, attempts, first_wait_s, cancelled, deadline_s)
     except _ChangedError as error:
         raise FileFailed(
             f"the object keeps changing while it is fetched ({error}); the next run tries again"
@@ -95,35 +98,59 @@ def _with_retries(
     attempts: int,
     first_wait_s: float,
     cancelled: threading.Event,
+    deadline_s: float | None,
 ) -> ObjectState:
     import tenacity
 
+    limit_s = _DEADLINE_BASE_S + found.size_bytes / _SLOWEST_BYTES_PER_S if deadline_s is None else deadline_s
+    deadline = time.monotonic() + limit_s
+
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(_RetryError),
-        stop=tenacity.stop_any(tenacity.stop_after_attempt(attempts), tenacity.stop_when_event_set(cancelled)),
+        stop=tenacity.stop_any(
+            tenacity.stop_after_attempt(attempts),
+            tenacity.stop_when_event_set(cancelled),
+            tenacity.stop_after_delay(limit_s),
+        ),
         wait=tenacity.wait_random_exponential(multiplier=2 * first_wait_s, max=LONGEST_WAIT_S),
         sleep=tenacity.sleep_using_event(cancelled),
         reraise=True,
     )
     try:
-        return retrying(_once, client, bucket, found, mirror, cancelled)
+        return retrying(_once, client, bucket, found, mirror, cancelled, deadline)
     except _RetryError as error:
         if cancelled.is_set():
             raise FileFailed("the download was cancelled; the next run tries again") from error
+        if time.monotonic() > deadline:
+            raise FileFailed(f"not downloaded within {limit_s:.0f} s: {error}; the next run goes on there") from error
         raise FileFailed(f"download failed {attempts} times: {error}; the next run tries again") from error
 
 
-def _once(client: Any, bucket: str, found: RemoteObject, mirror: Mirror, cancelled: threading.Event) -> ObjectState:
+def _once(
+    client: Any, bucket: str, found: RemoteObject, mirror: Mirror, cancelled: threading.Event, deadline: float
+) -> ObjectState:
     if cancelled.is_set():
         raise _RetryError("cancelled")
-    with mirror.storing(found.key) as part:
-        response = _request(client, bucket, found)
-        with contextlib.closing(response["Body"]) as body:
-            sha256, md5, size = _receive(body, part, found.size_bytes, cancelled)
-        if size != found.size_bytes:
-            raise _RetryError(f"{size} of {found.size_bytes} bytes arrived")
-        if _etag_is_md5(found.etag, response) and md5 != found.etag:
-            raise _RetryError(f"the bytes have MD5 {md5}, the listing says {found.etag}")
+    with mirror.storing(found.key, f"{found.etag} {found.size_bytes}") as part:
+        # At least the last byte is asked for: the answer has the object's type and metadata.
+        received = _Received(part, most=max(found.size_bytes - 1, 0))
+        try:
+            response = _request(client, bucket, found, received.size)
+            if received.size and not _goes_on(response, received.size, found.size_bytes):
+                received.clear()
+            with contextlib.closing(response["Body"]) as body:
+                _receive(body, received, found.size_bytes, cancelled, deadline)
+            if received.size != found.size_bytes:
+                raise _RetryError(f"{received.size} of {found.size_bytes} bytes arrived")
+            if _etag_is_md5(found.etag, response) and received.md5.hexdigest() != found.etag:
+                received.clear()
+                raise _RetryError(f"the bytes have MD5 {received.md5_seen}, the listing says {found.etag}")
+        except _ChangedError:
+            # There will be no rest to what is here.
+            received.clear()
+            raise
+        finally:
+            received.close()
         if found.last_modified is not None:
             # The file's time is the object's: one look at a folder then tells which of its files are untouched.
             modified_us = (found.last_modified - EPOCH) // timedelta(microseconds=1)
@@ -132,8 +159,8 @@ def _once(client: Any, bucket: str, found: RemoteObject, mirror: Mirror, cancell
     state = ObjectState(
         key=found.key,
         etag=found.etag,
-        size_bytes=size,
-        sha256=sha256,
+        size_bytes=received.size,
+        sha256=received.sha256.hexdigest(),
         last_modified=found.last_modified,
         content_type=response.get("ContentType"),
         metadata=dict(response.get("Metadata") or {}),
@@ -143,41 +170,85 @@ def _once(client: Any, bucket: str, found: RemoteObject, mirror: Mirror, cancell
     return state
 
 
-def _request(client: Any, bucket: str, found: RemoteObject) -> Any:
+class _Received:
+    """What has arrived of an object: the file, its size, and its hashes so far."""
+
+    def __init__(self, part: Path, most: int) -> None:
+        self._file = part.open("r+b" if part.exists() else "w+b")
+        self._restart()
+        while block := self._file.read(min(_CHUNK_BYTES, most - self.size)):
+            self._count(block)
+        self._file.seek(self.size)
+        self._file.truncate()
+
+    def add(self, block: bytes) -> None:
+        self._file.write(block)
+        self._count(block)
+
+    def clear(self) -> None:
+        """Forget all of it."""
+        self.md5_seen = self.md5.hexdigest()
+        self._file.seek(0)
+        self._file.truncate()
+        self._restart()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _restart(self) -> None:
+        self.size, self.sha256, self.md5 = 0, hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+
+    def _count(self, block: bytes) -> None:
+        self.size += len(block)
+        self.sha256.update(block)
+        self.md5.update(block)
+
+
+def _request(client: Any, bucket: str, found: RemoteObject, start: int) -> Any:
+    rest = {"Range": f"bytes={start}-"} if start else {}
     try:
-        return client.get_object(Bucket=bucket, Key=found.key, IfMatch=f'"{found.etag}"')
+        response = client.get_object(Bucket=bucket, Key=found.key, IfMatch=f'"{found.etag}"', **rest)
     except Exception as error:
         raise _judged(error, client, bucket) from error
+    # Not every server minds If-Match.
+    if response.get("ETag", found.etag).strip('"') != found.etag:
+        response["Body"].close()
+        raise _ChangedError(f"its ETag is {response['ETag']} now")
+    return response
 
 
-def _receive(body: Any, part: Path, expected: int, cancelled: threading.Event) -> tuple[str, str, int]:
-    """Write the body to ``part``; returns SHA-256, MD5 and size of what arrived."""
+def _goes_on(response: Any, start: int, size: int) -> bool:
+    """Whether the body is the rest that was asked for; a server may send everything instead."""
+    return str(response.get("ContentRange", "")).startswith(f"bytes {start}-{size - 1}/")
+
+
+def _receive(body: Any, received: _Received, expected: int, cancelled: threading.Event, deadline: float) -> None:
+    """Add the body to what is there."""
     from botocore.exceptions import BotoCoreError
     from urllib3.exceptions import HTTPError
 
-    sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
-    limit_s = _DEADLINE_BASE_S + expected / _SLOWEST_BYTES_PER_S
-    deadline = time.monotonic() + limit_s
-    with part.open("wb") as file:
-        while True:
-            try:
-                block = body.read(_CHUNK_BYTES)
-            except (BotoCoreError, HTTPError, OSError) as error:
-                raise _RetryError(f"the connection broke after {size} of {expected} bytes ({short(error)})") from error
-            if not block:
-                break
-            size += len(block)
-            # Also a bound on the disk: a server that sends without end is not written out without end.
-            if size > expected:
-                break
-            sha256.update(block)
-            md5.update(block)
-            file.write(block)
-            if cancelled.is_set():
-                raise _RetryError("cancelled")
-            if time.monotonic() > deadline:
-                raise _RetryError(f"only {size} of {expected} bytes arrived within {limit_s:.0f} s")
-    return sha256.hexdigest(), md5.hexdigest(), size
+    # What has come, not what was asked for: `read` waits until all of a chunk is there, and a trickle would hold it
+    # for hours past the deadline.
+    stream = getattr(body, "_raw_stream", body)
+    read = getattr(stream, "read1", stream.read)
+    while True:
+        try:
+            block = read(_CHUNK_BYTES)
+        except (BotoCoreError, HTTPError, OSError) as error:
+            have = f"{received.size} of {expected} bytes"
+            raise _RetryError(f"the connection broke after {have} ({short(error)})") from error
+        if not block:
+            return
+        # Also a bound on the disk: a server that sends without end is not written out without end.
+        if received.size + len(block) > expected:
+            size = received.size + len(block)
+            received.clear()
+            raise _RetryError(f"{size} of {expected} bytes arrived")
+        received.add(block)
+        if cancelled.is_set():
+            raise _RetryError("cancelled")
+        if time.monotonic() > deadline:
+            raise _RetryError(f"{received.size} of {expected} bytes arrived")
 
 
 def _look_again(client: Any, bucket: str, key: str) -> RemoteObject:

@@ -14,6 +14,7 @@ State lies beside the tree in ``.state/``: one small JSON file per object, named
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -22,7 +23,7 @@ import secrets
 import time
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -213,15 +214,18 @@ class Mirror:
                 yield os.fsencode(name).decode("utf-8", "replace")
 
     @contextmanager
-    def storing(self, key: str) -> Iterator[Path]:
+    def storing(self, key: str, identity: str | None = None) -> Iterator[Path]:
         """A path to write the bytes of ``key`` to; on success they are synced and put in place by one rename.
+
+        With an ``identity``, which says what bytes they will be, what was written stays there after a failure, and is
+        there again for the next who comes with the same one. Of two at once, one starts with nothing.
 
         Raises:
             FileFailed: another key's file is in the way, or the disk refuses.
         """
         target = self.path_for(key)
         try:
-            with self._part() as part:
+            with self._part() if identity is None else self._lasting_part(key, identity) as part:
                 yield part
                 with part.open("rb") as written:
                     os.fsync(written.fileno())
@@ -273,6 +277,25 @@ class Mirror:
             yield part
         finally:
             part.unlink(missing_ok=True)
+
+    @contextmanager
+    def _lasting_part(self, key: str, identity: str) -> Iterator[Path]:
+        directory = self.root / STATE_DIRECTORY / "parts"
+        directory.mkdir(parents=True, exist_ok=True)
+        name = hashlib.sha256(f"{key}\0{identity}".encode("utf-8", "surrogatepass")).hexdigest()
+        part = directory / f"{name}.part"
+        with part.open("ab") as held:
+            if not _locked(held.fileno(), part):
+                with self._part() as other:
+                    yield other
+                return
+            try:
+                yield part
+            finally:
+                with suppress(FileNotFoundError):
+                    # A file that was put in place keeps its bytes: the path is no longer that of this part.
+                    if part.stat().st_size == 0:
+                        part.unlink()
 
     def _state_path(self, key: str) -> Path:
         name = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
@@ -369,6 +392,15 @@ def _sha256(path: Path) -> str:
         while block := file.read(_READ_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _locked(handle: int, path: Path) -> bool:
+    """Take the lock of an open file; False when another has it, or has just moved the file away."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except OSError:
+        return False
 
 
 def _sync_directory(directory: Path) -> None:

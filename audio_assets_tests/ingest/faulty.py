@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
+import time
 from collections import defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -30,6 +32,7 @@ class FaultyServer:
         self.objects: dict[str, bytes] = {}
         self.etags: dict[str, str] = {}
         self.faults: dict[str, list[int | str]] = defaultdict(list)
+        self.starts: list[tuple[str, int]] = []
         self.requests: list[tuple[str, str]] = []
         self.listing: str | None = None
         self.barrier: threading.Barrier | None = None
@@ -129,7 +132,14 @@ class FaultyServer:
                     self._refuse(412, "PreconditionFailed")
                     return
                 body = server.objects[key]
-                self.send_response(200)
+                start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
+                server.starts.append((key, start))
+                if fault == "no range":
+                    start = 0
+                self.send_response(206 if start else 200)
+                if start:
+                    self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+                body = body[start:]
                 self.send_header("ETag", f'"{server.etags[key]}"')
                 self.send_header("Last-Modified", "Fri, 02 Jan 2026 03:04:05 GMT")
                 self.send_header("Content-Type", "audio/wav")
@@ -153,6 +163,13 @@ class FaultyServer:
                 if fault == "stall":
                     self.wfile.write(body[: len(body) // 2])
                     self._stand_still()
+                    return
+                if fault == "trickle":
+                    with contextlib.suppress(OSError):
+                        for number in range(len(body)):
+                            self.wfile.write(body[number : number + 1])
+                            time.sleep(0.02)
+                    self.close_connection = True
                     return
                 self.wfile.write(body)
 

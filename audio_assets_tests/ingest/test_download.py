@@ -76,8 +76,6 @@ def test_a_passing_fault_is_got_over(
     [
         (500, "InternalError"),
         ("reset", "download failed 5 times"),
-        ("short", "download failed 5 times"),
-        ("short without length", f"{len(CONTENT) // 2} of {len(CONTENT)} bytes arrived"),
         ("corrupt", "the bytes have MD5"),
     ],
 )
@@ -92,6 +90,104 @@ def test_a_lasting_fault_is_given_up_and_leaves_nothing(
     assert "\n" not in str(raised.value)
     assert faulty.gets(KEY) == 5
     assert_nothing_stored(mirror)
+
+
+@pytest.mark.parametrize("fault", ["short", "short without length"])
+def test_the_next_try_asks_for_the_rest_only(
+    faulty: FaultyServer, faulty_client: Any, mirror: Mirror, fault: str
+) -> None:
+    faulty.put(KEY, CONTENT)
+    faulty.faults[KEY] = [fault, fault]
+    state = fetch(faulty_client, listed(faulty), mirror)
+    half = len(CONTENT) // 2
+    assert faulty.starts == [(KEY, 0), (KEY, half), (KEY, half + half // 2)]
+    assert mirror.path_for(KEY).read_bytes() == CONTENT
+    assert state.sha256 == hashlib.sha256(CONTENT).hexdigest()
+    assert not list(mirror.root.rglob("*.part"))
+
+
+def test_the_next_run_goes_on_where_the_last_one_gave_up(
+    faulty: FaultyServer, faulty_client: Any, mirror: Mirror
+) -> None:
+    faulty.put(KEY, CONTENT)
+    faulty.faults[KEY] = ["short"]
+    with pytest.raises(FileFailed, match="download failed 1 times"):
+        download(faulty_client, "b", listed(faulty), mirror, attempts=1)
+    assert list(mirror.files()) == []
+    fetch(faulty_client, listed(faulty), Mirror(mirror.root))
+    assert faulty.starts == [(KEY, 0), (KEY, len(CONTENT) // 2)]
+    assert mirror.path_for(KEY).read_bytes() == CONTENT
+
+
+def test_the_real_server_sends_the_rest_too(bucket: Bucket, mirror: Mirror) -> None:
+    bucket.put(KEY, CONTENT)
+    (found,) = list_objects(bucket.client, bucket.name)
+    with pytest.raises(RuntimeError), mirror.storing(KEY, f"{found.etag} {found.size_bytes}") as part:
+        part.write_bytes(CONTENT[:1000])
+        raise RuntimeError
+    asked: list[str] = []
+    bucket.client.meta.events.register(
+        "before-send.s3.GetObject", lambda request, **_: asked.append(str(request.headers["Range"]))
+    )
+    download(bucket.client, bucket.name, found, mirror)
+    assert "bytes=1000-" in asked[0]
+    assert mirror.path_for(KEY).read_bytes() == CONTENT
+
+
+def test_bytes_kept_from_a_broken_try_are_checked_with_the_rest(
+    faulty: FaultyServer, faulty_client: Any, mirror: Mirror
+) -> None:
+    faulty.put(KEY, CONTENT)
+    found = listed(faulty)
+    with pytest.raises(RuntimeError), mirror.storing(KEY, f"{found.etag} {found.size_bytes}") as part:
+        part.write_bytes(b"rotten" * 100)
+        raise RuntimeError
+    fetch(faulty_client, found, mirror)
+    assert faulty.starts == [(KEY, 600), (KEY, 0)]
+    assert mirror.path_for(KEY).read_bytes() == CONTENT
+
+
+def test_a_server_that_sends_everything_instead_of_the_rest_is_understood(
+    faulty: FaultyServer, faulty_client: Any, mirror: Mirror
+) -> None:
+    faulty.put(KEY, CONTENT)
+    faulty.faults[KEY] = ["short", "no range"]
+    fetch(faulty_client, listed(faulty), mirror)
+    assert mirror.path_for(KEY).read_bytes() == CONTENT
+
+
+def test_the_rest_of_an_overwritten_object_is_never_mixed_with_old_bytes(
+    faulty: FaultyServer, faulty_client: Any, mirror: Mirror
+) -> None:
+    faulty.put(KEY, CONTENT)
+    found = listed(faulty)
+    faulty.faults[KEY] = ["short"]
+    with pytest.raises(FileFailed):
+        download(faulty_client, "b", found, mirror, attempts=1)
+    new = CONTENT[::-1] + b"new"
+    faulty.put(KEY, new)
+    state = fetch(faulty_client, found, mirror)
+    assert mirror.path_for(KEY).read_bytes() == new
+    assert (state.etag, state.sha256) == (hashlib.md5(new).hexdigest(), hashlib.sha256(new).hexdigest())
+    assert not list(mirror.root.rglob("*.part"))
+
+
+def test_a_trickle_ends_with_the_deadline_of_the_object(
+    faulty: FaultyServer, faulty_client: Any, mirror: Mirror
+) -> None:
+    faulty.put(KEY, CONTENT)
+    faulty.faults[KEY] = ["trickle"] * 100
+    with pytest.raises(FileFailed, match=r"not downloaded within 0 s: .* the next run goes on there"):
+        download(faulty_client, "b", listed(faulty), mirror, deadline_s=0.2)
+    assert faulty.gets(KEY) == 1
+
+
+def test_a_file_has_the_time_of_its_object(bucket: Bucket, mirror: Mirror) -> None:
+    bucket.put(KEY, CONTENT)
+    (found,) = list_objects(bucket.client, bucket.name)
+    download(bucket.client, bucket.name, found, mirror)
+    assert found.last_modified is not None
+    assert mirror.path_for(KEY).stat().st_mtime == pytest.approx(found.last_modified.timestamp())
 
 
 def test_a_failed_refresh_keeps_the_old_file(faulty: FaultyServer, faulty_client: Any, mirror: Mirror) -> None:
