@@ -7,9 +7,13 @@ import re
 import subprocess
 import sys
 
+import dagster as dg
+import pytest
 from rich.console import Console
 
+from audio_assets.definitions import build_definitions
 from audio_assets.demo import demo_objects, packaged_model
+from audio_assets.partitions import PARTITIONS_NAME
 from audio_assets.resources.progress import LOG_INTERVAL_S, AudioMinutes, LogTask
 from audio_assets.settings import Home
 from audio_assets.terminal import TerminalProgress, printable
@@ -89,6 +93,30 @@ def test_what_was_known_counts_as_done_and_not_as_speed() -> None:
         "transcripts: 2.0/4.0 min · 2/3 files · 1.0x realtime · ETA 30 s",
         "transcripts: 4.0/4.0 min · 3/3 files · 3.8x realtime",
     ]
+
+
+@pytest.mark.weights
+def test_in_dagster_the_steps_log_tells_minutes_and_speed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHISPER_ENGINE", "local")
+    monkeypatch.setenv("WHISPER_MODEL", packaged_model())
+    clip = next(o for o in demo_objects() if o.key.endswith(".ogg"))
+    (home.audio / "a").mkdir(parents=True)
+    (home.audio / "a" / "clip.ogg").write_bytes(clip.body)
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions(PARTITIONS_NAME, ["a"])
+        result = (
+            build_definitions()
+            .resolve_job_def("prefix_job")
+            .execute_in_process(
+                run_config={"ops": {"raw_audio": {"config": {"skip_ingestion": True}}}},
+                instance=instance,
+                partition_key="a",
+                asset_selection=[dg.AssetKey("raw_audio"), dg.AssetKey("transcripts")],
+            )
+        )
+        said = [e.user_message for e in instance.all_logs(result.run_id) if e.step_key == "transcripts"]
+    line = re.compile(r"transcripts a: 0\.\d/0\.\d min · 1/1 files · \d+\.\dx realtime")
+    assert [m for m in said if line.fullmatch(m)], said
 
 
 def test_off_a_terminal_there_are_lines_and_no_control_codes() -> None:
