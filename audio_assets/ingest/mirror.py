@@ -230,8 +230,9 @@ class Mirror:
                 with part.open("rb") as written:
                     os.fsync(written.fileno())
                 target.parent.mkdir(parents=True, exist_ok=True)
+                # The folder is not synced: a rename lost in a power cut is a missing file, which the next run notices
+                # and fetches; a file that is there has its bytes.
                 part.replace(target)
-                _sync_directory(target.parent)
         except OSError as error:
             raise FileFailed(f"{target} cannot be written ({error.strerror or error}); check the disk") from error
 
@@ -401,11 +402,3 @@ def _locked(handle: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(handle), path.stat())
     except OSError:
         return False
-
-
-def _sync_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
