@@ -24,6 +24,15 @@ concurrency:
   runs:
     max_concurrent_runs: 2
 
+# Look for queued runs every second instead of every five: an upload is to be a row soon.
+run_queue:
+  dequeue_interval_seconds: 1
+
+# Sensors in parallel: one that lists a large bucket does not hold up the one that hears of events.
+sensors:
+  use_threads: true
+  num_workers: 4
+
 # A run whose process was killed is marked as failed instead of staying "started" for ever.
 run_monitoring:
   enabled: true
