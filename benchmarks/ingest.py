@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks.sensors import event_latency, sensor_tick
+
 Result = dict[str, Any]
 Part = Callable[[argparse.Namespace], list[Result]]
 
@@ -312,7 +314,7 @@ def _s5cmd(server: Any, endpoint: str, prefix: str, count: int, target: Path) ->
     return took_s
 
 
-PARTS: list[Part] = [listing, changes, downloads]
+PARTS: list[Part] = [listing, changes, downloads, sensor_tick, event_latency]
 """What is measured, in this order."""
 
 

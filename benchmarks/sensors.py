@@ -1,6 +1,4 @@
-"""The sensors at scale, and how soon an upload is a row: ``python -m benchmarks.sensors``.
-
-Prints a table for people and, as the last line, one JSON object.
+"""The sensors at scale, and how soon an upload is a row: two parts of ``python -m benchmarks.ingest``.
 
 * The tick: a bucket of 10,000 prefixes with 10 objects each, listed from a server on loopback in a process of its own,
   and as many partition files; then 1 % of the prefixes get a new object. Timed is the evaluation of the sensor, listing
@@ -12,15 +10,15 @@ Prints a table for people and, as the last line, one JSON object.
 
 from __future__ import annotations
 
+import argparse
 import bisect
 import contextlib
-import json
 import multiprocessing
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -222,23 +220,20 @@ def bench_latency(root: Path) -> list[Result]:
     ]
 
 
-def results() -> list[Result]:
-    """Both measurements, as rows of a benchmark's JSON object."""
-    found: list[Result] = []
-    for bench in (bench_tick, bench_latency):
-        with tempfile.TemporaryDirectory() as directory:
-            os.environ["AUDIO_ASSETS_HOME"] = directory
-            found += bench(Path(directory))
-    return found
+# -- parts of `benchmarks.ingest`
 
 
-def main() -> None:
-    found = results()
-    for r in found:
-        mark = "met" if r["met"] else "NOT MET"
-        print(f"{r['value']:>8} {r['unit']}  goal {r['goal']:>5}  {mark:8} {r['name']}  ({r['note']})")
-    print(json.dumps({"benchmark": "sensors", "results": found}))
+def sensor_tick(options: argparse.Namespace) -> list[Result]:
+    """A tick of the sensor that lists, with 10,000 prefixes and 1 % changed; its size is not scaled."""
+    return _in_a_home(bench_tick)
 
 
-if __name__ == "__main__":
-    main()
+def event_latency(options: argparse.Namespace) -> list[Result]:
+    """From an upload to its row, by the event sensor and the real daemon."""
+    return _in_a_home(bench_latency)
+
+
+def _in_a_home(bench: Callable[[Path], list[Result]]) -> list[Result]:
+    with tempfile.TemporaryDirectory() as directory:
+        os.environ["AUDIO_ASSETS_HOME"] = directory
+        return bench(Path(directory))
