@@ -34,6 +34,11 @@ _formats = click.option(
 _all_columns = click.option(
     "--all-columns", is_flag=True, help="Export every column instead of id, transcription and tokens."
 )
+_min_grade = click.option(
+    "--min-grade",
+    type=click.Choice(["A", "B", "C", "D", "F"]),
+    help="Export only transcripts of this grade or better. Default: all, also those without a grade.",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -85,6 +90,7 @@ def cli() -> None:
     help="Remove all that is kept of objects which vanished from the bucket: rows, cache, mirror copies, exports.",
 )
 @_all_columns
+@_min_grade
 @click.option("--verbose", is_flag=True, help="Show Dagster's log too.")
 @click.option("--quiet", is_flag=True, help="Show nothing but errors.")
 @_json
@@ -100,6 +106,7 @@ def run(
     skip_ingestion: bool,
     forget_gone: bool,
     all_columns: bool,
+    min_grade: str | None,
     verbose: bool,
     quiet: bool,
     as_json: bool,
@@ -108,12 +115,10 @@ def run(
 
     Safe to interrupt and to repeat: nothing that was transcribed is transcribed, or paid for, again.
     """
-    from audio_assets import terminal
-    from audio_assets.runner import RunOptions, run_pipeline
+    from audio_assets.runner import RunOptions
 
     if forget_gone and skip_summary:
         raise click.UsageError("--forget-gone rebuilds the summary and the report; leave out --skip-summary")
-    console = terminal.stderr_console(quiet)
     options = RunOptions(
         prefixes=prefixes,
         batch_size=batch_size,
@@ -126,8 +131,38 @@ def run(
         skip_summary=skip_summary,
         skip_ingestion=skip_ingestion,
         forget_gone=forget_gone,
+        min_grade=min_grade,
         verbose=verbose,
     )
+    return _run(options, quiet, as_json)
+
+
+@cli.command()
+@click.option("--flag", required=True, metavar="FLAG", help="Which: one of the flags of transcripts.")
+@click.option("--prefix", "prefixes", multiple=True, metavar="P", help="Only keys that start with P.")
+@click.option("--max-cost", type=click.FloatRange(min=0), metavar="USD", help="Spend at most so much on an API.")
+@click.option("--quiet", is_flag=True, help="Show nothing but errors.")
+@_json
+def retry(flag: str, prefixes: tuple[str, ...], max_cost: float | None, quiet: bool, as_json: bool) -> int:
+    """Transcribe again the recordings whose transcripts carry a flag, such as uncovered_speech.
+
+    The cache is not trusted for them; with the same engine, model and options the local engine gives the same text.
+    """
+    from audio_assets.retry import flagged
+    from audio_assets.runner import RunOptions
+    from audio_assets.speech.judge import FLAGS
+
+    if flag not in FLAGS:
+        raise click.UsageError(f"no flag {flag!r}; there are: {', '.join(FLAGS)}")
+    return _run(RunOptions(prefixes=(), fresh=flagged(flag, prefixes), max_cost_usd=max_cost), quiet, as_json)
+
+
+def _run(options: Any, quiet: bool, as_json: bool) -> int:
+    """Run the pipeline, show what it did, and return the exit code."""
+    from audio_assets import terminal
+    from audio_assets.runner import run_pipeline
+
+    console = terminal.stderr_console(quiet)
     report = run_pipeline(
         options,
         terminal.TerminalProgress(console),
@@ -205,9 +240,12 @@ def compare_models(first: str, second: str, sample: int, max_cost: float | None,
 @cli.command()
 @_formats
 @_all_columns
+@_min_grade
 @click.option("--include-partial", is_flag=True, help="Export transcripts that are known to be incomplete too.")
 @_json
-def export(output_formats: tuple[str, ...], all_columns: bool, include_partial: bool, as_json: bool) -> int:
+def export(
+    output_formats: tuple[str, ...], all_columns: bool, min_grade: str | None, include_partial: bool, as_json: bool
+) -> int:
     """Write exports from what is stored; nothing is downloaded or transcribed."""
     from audio_assets import settings, terminal
     from audio_assets.storage.exports import export_corpus
@@ -221,6 +259,7 @@ def export(output_formats: tuple[str, ...], all_columns: bool, include_partial: 
         list(dict.fromkeys(output_formats)),
         all_columns=all_columns,
         include_partial=include_partial,
+        min_grade=min_grade,
         on_unreadable=lambda bad: left_out.append(bad.reason),
     )
     for reason in left_out:

@@ -13,6 +13,7 @@ from audio_assets.assets.r2_prefixes import r2_prefixes
 from audio_assets.assets.raw_audio import raw_audio
 from audio_assets.assets.summaries import prefix_summary, token_frequency
 from audio_assets.assets.tokens import tokens
+from audio_assets.assets.transcript_quality import transcript_quality
 from audio_assets.assets.transcription_ledger import transcription_ledger
 from audio_assets.assets.transcription_plan import transcription_plan
 from audio_assets.assets.transcripts import transcripts
@@ -41,6 +42,7 @@ ASSETS = [
     transcripts,
     transcription_ledger,
     tokens,
+    transcript_quality,
     prefix_summary,
     token_frequency,
     corpus_summary,

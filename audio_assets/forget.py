@@ -32,10 +32,17 @@ from audio_assets.storage.warehouse import Warehouse
 if TYPE_CHECKING:
     import dagster as dg
 
-_PURGED = (schemas.RAW_AUDIO, schemas.TRANSCRIPTS, schemas.TOKENS, schemas.PREFIX_SUMMARY, schemas.TOKEN_FREQUENCY)
+_PURGED = (
+    schemas.RAW_AUDIO,
+    schemas.TRANSCRIPTS,
+    schemas.TOKENS,
+    schemas.TRANSCRIPT_QUALITY,
+    schemas.PREFIX_SUMMARY,
+    schemas.TOKEN_FREQUENCY,
+)
 """Tables of a partition that go with its last row."""
 
-_ROWS_BY_ID = (schemas.RAW_AUDIO, schemas.TRANSCRIPTS, schemas.TOKENS)
+_ROWS_BY_ID = (schemas.RAW_AUDIO, schemas.TRANSCRIPTS, schemas.TOKENS, schemas.TRANSCRIPT_QUALITY)
 
 
 @dataclass(frozen=True)
@@ -155,6 +162,7 @@ class Forgetting:
                 all_columns=list(entry["columns"]) != list(exports.DEFAULT_COLUMNS),
                 prefixes=entry.get("prefixes"),
                 include_partial=bool(entry.get("include_partial")),
+                min_grade=entry.get("min_grade"),
             )
         derived.forget(self.home.paths(), [item.id for item in self.forgotten])
         # Rows that are deleted stay in a database's free pages: only a new file holds nothing of them.
@@ -169,6 +177,7 @@ class Forgetting:
             self.store,
             prefixes if isinstance(prefixes, list) else None,
             all_columns=columns != list(exports.DEFAULT_COLUMNS),
+            graded=bool(entry.get("min_grade")),
         )
 
     def _contents(self, partition: str, ids: set[str]) -> dict[str, set[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,7 +27,8 @@ from audio_assets.storage.partition_files import PartitionStore
 if TYPE_CHECKING:
     import dagster as dg
 
-SUMMARY_ASSETS = ["prefix_summary", "token_frequency"]
+QUALITY = "transcript_quality"
+SUMMARY_ASSETS = [QUALITY, "prefix_summary", "token_frequency"]
 MADE_OF_RAW_AUDIO = ["transcripts", "transcription_ledger", "tokens", *SUMMARY_ASSETS]
 RETRIED_STATUSES = ("failed", "partial", "deferred")
 """Statuses that the next run tries again; a run that leaves any of them did not finish its work."""
@@ -35,7 +36,10 @@ RETRIED_STATUSES = ("failed", "partial", "deferred")
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run does; the fields are the flags of ``audio-assets run``."""
+    """What a run does; the fields are the flags of ``audio-assets run``.
+
+    With ``fresh`` only these partitions are visited, and in each the recordings named are transcribed anew.
+    """
 
     prefixes: tuple[str, ...] = ()
     batch_size: int = 10
@@ -45,6 +49,8 @@ class RunOptions:
     use_cache: bool = True
     limit: int | None = None
     max_cost_usd: float | None = None
+    min_grade: str | None = None
+    fresh: Mapping[str, Sequence[str]] | None = None
     skip_summary: bool = False
     skip_ingestion: bool = False
     forget_gone: bool = False
@@ -117,8 +123,11 @@ def run_pipeline(
         home=str(pipeline.home.root), warehouse=str(pipeline.home.warehouse), max_cost_usd=options.max_cost_usd
     )
 
-    pipeline.execute("discover_job", {"r2_prefixes": {"skip_ingestion": options.skip_ingestion}})
+    if options.fresh is None:
+        pipeline.execute("discover_job", {"r2_prefixes": {"skip_ingestion": options.skip_ingestion}})
     chosen = _choose_partitions(store, options.prefixes)
+    if options.fresh is not None:
+        chosen = [(partition, []) for partition, _ in chosen if options.fresh.get(partition)]
     say(f"{len(chosen)} prefixes in {'the mirror' if options.skip_ingestion else 'the bucket'}")
     left = options.limit
     for number, (partition, key_prefixes) in enumerate(chosen, 1):
@@ -126,7 +135,12 @@ def run_pipeline(
             break
         say(f"[{number}/{len(chosen)}] {partition}")
         with partition_lock(pipeline.home, partition):
-            result = pipeline.prefix(partition, key_prefixes, left, report.cost_usd + report.uncertain_usd)
+            if options.fresh is None:
+                result = pipeline.prefix(partition, key_prefixes, left, report.cost_usd + report.uncertain_usd)
+            else:
+                result = pipeline.again(
+                    partition, report.cost_usd + report.uncertain_usd, options.fresh.get(partition, ())
+                )
         report.partitions.append(partition)
         if left is not None:
             left -= int(result["raw_audio"]["selected"])
@@ -222,24 +236,33 @@ class _Pipeline:
             },
         }
         assets = ["raw_audio", "transcripts", "transcription_ledger", "tokens"] + (
-            [] if options.skip_summary else SUMMARY_ASSETS
+            [QUALITY] * (options.min_grade is not None) if options.skip_summary else SUMMARY_ASSETS
         )
         if partition not in self.instance.get_dynamic_partitions(PARTITIONS_NAME):
             self.instance.add_dynamic_partitions(PARTITIONS_NAME, [partition])
         return self.execute("prefix_job", config, assets, partition)
 
-    def again(self, partition: str, spent_usd: float) -> dict[str, dict[str, Any]]:
-        """Make anew what is made of `raw_audio`, from the cache: also where the run itself did not trust it."""
+    def again(self, partition: str, spent_usd: float, fresh_ids: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+        """Make anew what is made of `raw_audio`, from the cache: also where the run itself did not trust it.
+
+        Only ``fresh_ids`` are transcribed although the cache holds them.
+        """
         options = self.options
         workers = {} if options.max_workers is None else {"max_workers": options.max_workers}
         cap = options.max_cost_usd
         limits = {} if cap is None else {"max_cost_usd": max(0.0, cap - spent_usd)}
-        config = {"transcripts": {"batch_size": options.batch_size, **workers, **limits}}
+        config = {"transcripts": {"batch_size": options.batch_size, "fresh_ids": list(fresh_ids), **workers, **limits}}
         return self.execute("prefix_job", config, MADE_OF_RAW_AUDIO, partition)
 
     def corpus(self) -> dict[str, dict[str, Any]]:
         options = self.options
-        config = {"corpus_export": {"formats": list(options.output_formats), "all_columns": options.all_columns}}
+        config = {
+            "corpus_export": {
+                "formats": list(options.output_formats),
+                "all_columns": options.all_columns,
+                **({} if options.min_grade is None else {"min_grade": options.min_grade}),
+            }
+        }
         assets = ["corpus_export"] + ([] if options.skip_summary else ["corpus_summary", "corpus_report"])
         return self.execute("corpus_job", config, assets)
 

@@ -23,6 +23,10 @@ STATUSES: dict[str, str] = {
 """Every value that a ``status`` column may hold, with its meaning."""
 
 
+GRADES = ("A", "B", "C", "D", "F")
+"""Grades of a transcript, the best first; `summary.quality` says what each takes."""
+
+
 @dataclass(frozen=True)
 class Column:
     """One column: its Arrow type, whether it may be null, and what it holds."""
@@ -41,7 +45,7 @@ class Column:
         """
         if self.name == "sentiment":
             return -1.0, 1.0
-        if self.name.endswith(_SHARES):
+        if self.name.endswith(_SHARES) or self.name in ("score", "confidence"):
             return 0.0, 1.0
         if pa.types.is_integer(self.type) or self.name.endswith(_NEVER_NEGATIVE):
             return 0.0, None
@@ -195,6 +199,7 @@ SPAN = pa.struct(
         ("time_source", _STR),
     ]
 )
+TIME_SPAN = pa.struct([("start_s", _F64), ("end_s", _F64)])
 ENTITY = pa.struct([("text", _STR), ("label", _STR), ("start_char", _I64), ("end_char", _I64)])
 PII = pa.struct([("label", _STR), ("start_char", _I64), ("end_char", _I64), ("start_s", _F64), ("end_s", _F64)])
 
@@ -258,6 +263,8 @@ TRANSCRIPTS = Table(
             pa.list_(SEGMENT),
             "timed pieces of the text, with Whisper's confidence and the language of their window",
         ),
+        Column("speech_spans", pa.list_(TIME_SPAN), "where voice activity detection hears speech; null if not kept"),
+        Column("loudness_dbfs", _F64, "root mean square of the decoded audio, against full scale; null if unknown"),
         Column("engine", _STR, "local or openai"),
         Column("model", _STR, "name of the model"),
         Column("fingerprint", _STR, "SHA-256 over engine, model, decoding options and pipeline version"),
@@ -292,6 +299,34 @@ TOKENS = Table(
         Column("sentiment", _F64, "-1 (negative) to 1 (positive); null when not asked for, or not English"),
         Column("pii", pa.list_(PII), "personal data, with the times to mute; null when not asked for"),
         Column("redacted", _STR, "the text with personal data replaced by its label; null when not asked for"),
+    ),
+    key=("id",),
+)
+
+TRANSCRIPT_QUALITY = Table(
+    "transcript_quality",
+    "One row per audio object: how far its transcript can be trusted, and why.",
+    (
+        _ID,
+        _PREFIX,
+        _STATUS,
+        Column("language", _STR, "ISO 639-1 code of the language"),
+        Column("duration_s", _F64, "length of the decoded audio"),
+        Column("speech_s", _F64, "length of the speech in it, by voice activity detection"),
+        Column("covered_s", _F64, "of the speech, what lies under text"),
+        Column("coverage_share", _F64, "covered_s over the speech, 0 to 1; null when its spans are not known"),
+        Column("uncovered", pa.list_(TIME_SPAN), "stretches of speech of 2 s and more without text"),
+        Column("words", _I64, "words of the transcript", nullable=False),
+        Column("words_per_s", _F64, "words per second of speech"),
+        Column("confidence", _F64, "mean probability of the words, 0 to 1; null when the engine does not say"),
+        Column("compression_ratio", _F64, "of the most repetitive segment: bytes of text over bytes after zlib"),
+        Column("silence_share", _F64, "share of the recording without speech, 0 to 1"),
+        Column("loudness_dbfs", _F64, "root mean square of the decoded audio, against full scale"),
+        Column("clipped", _BOOL, "whether the recording is overdriven"),
+        Column("flags", _STRINGS, "reasons to mistrust the text"),
+        Column("score", _F64, "0 (useless) to 1; null without words"),
+        Column("grade", _STR, "A (use it), B, C, D or F (not usable); null without words"),
+        Column("reason", _STR, "what lowered the score, the heaviest first", nullable=False),
     ),
     key=("id",),
 )
@@ -409,6 +444,7 @@ TABLES: dict[str, Table] = {
         TRANSCRIPTS,
         TRANSCRIPTION_LEDGER,
         TOKENS,
+        TRANSCRIPT_QUALITY,
         PREFIX_SUMMARY,
         TOKEN_FREQUENCY,
         CORPUS_SUMMARY,

@@ -21,6 +21,7 @@ LAYERS = [
     {
         "interrupts",
         "runner",
+        "retry",
         "plan",
         "sensor_costs",
         "forget",

@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from audio_assets import cli, interrupts
+from audio_assets import cli, interrupts, schemas
 from audio_assets.demo import demo_objects, encode, packaged_model, recording
 from audio_assets.demo_server import WeedServer
 from audio_assets.errors import BusyError
 from audio_assets.runner import partition_lock
 from audio_assets.settings import Home
+from audio_assets.storage.partition_files import PartitionStore
 from audio_assets_tests.conftest import PipelineRun, audio_assets, subprocess_environment
 
 Run = Callable[..., dict[str, Any]]
@@ -45,9 +47,11 @@ def local(mirror: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setenv("WHISPER_ENGINE", "local")
     monkeypatch.setenv("WHISPER_MODEL", packaged_model())
 
-    def run(*arguments: str, expect: int = 0) -> dict[str, Any]:
+    def run(
+        *arguments: str, expect: int = 0, command: tuple[str, ...] = ("run", "--skip-ingestion", "--json")
+    ) -> dict[str, Any]:
         with pytest.raises(SystemExit) as stop:
-            cli.main(["run", "--skip-ingestion", "--json", *arguments])
+            cli.main([*command, *arguments])
         out = capsys.readouterr()
         assert stop.value.code == expect, out.err
         return {"stderr": out.err, **(json.loads(out.out) if out.out else {})}
@@ -100,6 +104,30 @@ class TestRunFlags:
         assert local()["transcribed"] == 0
         assert local("--no-cache")["transcribed"] == 4
         assert local()["transcribed"] == 0
+
+    def test_retry_transcribes_again_what_carries_the_flag_and_nothing_else(self, local: Run, home: Home) -> None:
+        local()
+        store = PartitionStore(home.tables)
+        table = store.read(schemas.TRANSCRIPTS, ["best-of-times"])
+        chosen = table.to_pylist()[0]["id"]
+        flags = [["uncovered_speech"] if id == chosen else [] for id in table.column("id").to_pylist()]
+        where = table.schema.get_field_index("flags")
+        store.write(
+            schemas.TRANSCRIPTS,
+            table.set_column(where, "flags", pa.array(flags, pa.list_(pa.string()))),
+            "best-of-times",
+        )
+
+        done = local(command=("retry", "--flag", "uncovered_speech", "--json"))
+
+        assert (done["partitions"], done["transcribed"]) == (["best-of-times"], 1)
+        assert [r["id"] for r in rows(home, "transcripts") if not r["cached"]] == [chosen]
+
+    def test_min_grade_leaves_worse_transcripts_out_of_the_export(self, local: Run, home: Home) -> None:
+        local("--min-grade", "A")
+        good = {r["id"] for r in rows(home, "transcript_quality") if r["grade"] == "A"}
+        exported = {json.loads(line)["id"] for line in (home.exports / "corpus.jsonl").read_text().splitlines()}
+        assert exported == good
 
     def test_skip_summary_leaves_out_summary_plots_and_report(self, local: Run, home: Home) -> None:
         report = local("--skip-summary")

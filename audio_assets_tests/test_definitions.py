@@ -13,7 +13,15 @@ from audio_assets.definitions import ASSETS, defs
 from audio_assets.partitions import prefix_partitions
 
 ROOT = Path(__file__).parent.parent
-PARTITIONED = {"raw_audio", "transcripts", "transcription_ledger", "tokens", "prefix_summary", "token_frequency"}
+PARTITIONED = {
+    "raw_audio",
+    "transcripts",
+    "transcription_ledger",
+    "tokens",
+    "transcript_quality",
+    "prefix_summary",
+    "token_frequency",
+}
 UNPARTITIONED = {"r2_prefixes", "transcription_plan", "corpus_summary", "corpus_report", "corpus_export"}
 SPECS = {spec.key.to_user_string(): spec for asset in ASSETS for spec in asset.specs}
 

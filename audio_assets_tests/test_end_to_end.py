@@ -14,7 +14,7 @@ from audio_assets_tests.conftest import PipelineRun, audio_assets
 
 pytestmark = pytest.mark.weights
 
-TABLES = {"raw_audio", "transcripts", "tokens", "prefix_summary", "token_frequency"}
+TABLES = {"raw_audio", "transcripts", "tokens", "transcript_quality", "prefix_summary", "token_frequency"}
 SILENCE, NOTE = "best-of-times/silence.flac", "in-short/note.mp3"
 
 
@@ -29,7 +29,7 @@ def test_the_warehouse_lists_every_table(pipeline: PipelineRun) -> None:
 
 def test_every_object_is_one_row_of_every_table_of_files(pipeline: PipelineRun) -> None:
     keys = sorted(o.key for o in demo_objects())
-    for name in ("raw_audio", "transcripts", "tokens"):
+    for name in ("raw_audio", "transcripts", "tokens", "transcript_quality"):
         assert [r["id"] for r in table(pipeline, f"SELECT id FROM {name} ORDER BY id")] == keys
 
 
@@ -38,6 +38,16 @@ def test_speech_is_recognised_with_under_a_fifth_of_the_words_wrong(pipeline: Pi
     comparison = compare_with_book([(str(r["id"]), str(r["transcription"])) for r in heard])
     assert comparison.words > 100
     assert comparison.word_error_rate < 0.20
+
+
+def test_good_speech_gets_a_good_grade_and_what_has_no_words_gets_none(pipeline: PipelineRun) -> None:
+    rows = table(pipeline, "FROM transcript_quality")
+    spoken = [r for r in rows if r["words"]]
+    assert len(spoken) == 10
+    assert {r["grade"] for r in spoken} <= {"A", "B"}, [(r["id"], r["reason"]) for r in spoken]
+    assert all(r["coverage_share"] > 0.9 and -60 < r["loudness_dbfs"] < 0 for r in spoken)
+    assert {r["grade"] for r in rows if not r["words"]} == {None}
+    assert all(r["reason"] for r in rows)
 
 
 def test_silence_is_empty_and_nothing_is_invented(pipeline: PipelineRun) -> None:

@@ -8,6 +8,7 @@ from audio_assets import schemas, settings
 from audio_assets.assets.common import OWNERS, WAREHOUSE, preview, readable_errors, table_metadata, table_type
 from audio_assets.assets.summaries import prefix_summary, token_frequency
 from audio_assets.assets.tokens import tokens
+from audio_assets.assets.transcript_quality import transcript_quality
 from audio_assets.assets.transcripts import transcripts
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
 from audio_assets.resources.home import HomeResource
@@ -112,10 +113,13 @@ class CorpusExportConfig(dg.Config):
     )
     all_columns: bool = Field(default=False, description="Export every column instead of id, transcription and tokens.")
     include_partial: bool = Field(default=False, description="Export transcripts that are known to be incomplete too.")
+    min_grade: str | None = Field(
+        default=None, description="Export only transcripts of this grade or better: A, B, C, D or F. By default all."
+    )
 
 
 @dg.asset(
-    deps=[transcripts, tokens],
+    deps=[transcripts, tokens, transcript_quality],
     group_name="corpus",
     owners=OWNERS,
     kinds={"json", "parquet", "sqlite", "duckdb"},
@@ -137,6 +141,7 @@ def corpus_export(
             list(dict.fromkeys(config.formats)),
             all_columns=config.all_columns,
             include_partial=config.include_partial,
+            min_grade=config.min_grade,
             on_unreadable=lambda bad: left_out.append(bad.reason),
         )
     for reason in left_out:

@@ -51,6 +51,9 @@ class TranscriptsConfig(dg.Config):
     key_prefixes: list[str] = Field(
         default=[], description="With no_cache: transcribe anew only recordings whose key starts with one of these."
     )
+    fresh_ids: list[str] = Field(
+        default=[], description="Transcribe these recordings anew, whatever the cache holds; all others as usual."
+    )
     max_cost_usd: float | None = Field(
         default=None,
         ge=0,
@@ -188,7 +191,7 @@ def _recorded(
 def _fresh_ids(files: list[AudioFile], config: TranscriptsConfig) -> frozenset[str]:
     """The recordings for which the cache is not to be trusted."""
     if not config.no_cache:
-        return frozenset()
+        return frozenset(config.fresh_ids)
     wanted = tuple(config.key_prefixes)
     chosen = sorted(f.id for f in files if not wanted or f.id.startswith(wanted))
     return frozenset(chosen[: config.limit])

@@ -7,7 +7,15 @@ discover_job = dg.define_asset_job(
 )
 prefix_job = dg.define_asset_job(
     "prefix_job",
-    selection=["raw_audio", "transcripts", "transcription_ledger", "tokens", "prefix_summary", "token_frequency"],
+    selection=[
+        "raw_audio",
+        "transcripts",
+        "transcription_ledger",
+        "tokens",
+        "transcript_quality",
+        "prefix_summary",
+        "token_frequency",
+    ],
     description="Bring one prefix up to date, from its objects to its figures.",
 )
 corpus_job = dg.define_asset_job(

@@ -6,6 +6,7 @@ make FFmpeg open another file or a socket.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -74,6 +75,7 @@ class AudioStream:
         self.duration_s = 0.0
         self.truncated = False
         self._full_scale = 0
+        self._energy = 0.0
         self._samples = 0
         self._damaged = False
         self._early = False
@@ -82,6 +84,12 @@ class AudioStream:
     def clipped(self) -> bool:
         """Whether so many samples sit at full scale that the recording was overdriven."""
         return self._samples > 0 and self._full_scale >= CLIP_SHARE * self._samples
+
+    @property
+    def loudness_dbfs(self) -> float | None:
+        """Root mean square of what was decoded, in dB against full scale; None for digital silence."""
+        mean = self._energy / self._samples if self._samples else 0.0
+        return 10 * math.log10(mean) if mean > 0 else None
 
     def __enter__(self) -> AudioStream:
         self._open()
@@ -267,6 +275,7 @@ class AudioStream:
         if not np.isfinite(data).all():
             data = np.nan_to_num(data, nan=0.0, posinf=1.0, neginf=-1.0)
         self._full_scale += int(np.count_nonzero(np.abs(data) >= CLIP_LEVEL)) // (self.channels if self._split else 1)
+        self._energy += float(np.vdot(data, data)) / (data.shape[0] if data.ndim > 1 else 1)
         self._samples += data.shape[-1]
         self._check_duration(self._samples / SAMPLE_RATE_HZ)
         return data

@@ -101,6 +101,8 @@ class FileTranscript:
     duration_s: float | None = None
     speech_s: float | None = None
     segments: tuple[Segment, ...] = ()
+    speech_spans: tuple[tuple[float, float], ...] | None = None
+    loudness_dbfs: float | None = None
     cached: bool = False
     cost_usd: float | None = 0.0
     elapsed_s: float = 0.0
@@ -112,6 +114,8 @@ class FileTranscript:
         row = asdict(self)
         row["prefix"] = prefix
         row["segments"] = [{**asdict(s), "flags": list(s.flags)} for s in self.segments]
+        if self.speech_spans is not None:
+            row["speech_spans"] = [{"start_s": a, "end_s": b} for a, b in self.speech_spans]
         row["flags"] = list(self.flags)
         return row
 
@@ -274,6 +278,7 @@ class _Job:
     speech_s: float = 0.0
     truncated: bool = False
     clipped: bool = False
+    loudness_dbfs: float | None = None
     claimed: bool = False
     fresh: bool = False
     hold: Hold | None = None
@@ -457,6 +462,7 @@ class _Run:
         last = [(w, channel if apart else None) for channel, each in enumerate(windowers) for w in each.finish()]
         with job.lock:
             job.duration_s, job.truncated, job.clipped = stream.duration_s, stream.truncated, stream.clipped
+            job.loudness_dbfs = stream.loudness_dbfs
             job.speech_s = sum(w.speech_samples for w in windowers) / SAMPLE_RATE_HZ
             job.expected = count + len(last)
         for index, (window, channel_or_none) in enumerate(last, start=count):
@@ -561,6 +567,8 @@ class _Run:
             duration_s=job.duration_s,
             speech_s=job.speech_s,
             segments=tuple(segments),
+            speech_spans=tuple((round(a, 3), round(b, 3)) for a, b in sorted(job.speech)),
+            loudness_dbfs=job.loudness_dbfs,
             cost_usd=None if any(c is None for c in costs) else sum(c or 0.0 for c in costs),
             elapsed_s=time.monotonic() - job.started,
             flags=tuple(flags),
@@ -638,6 +646,7 @@ def _to_cache(result: FileTranscript) -> dict[str, Any]:
     entry = {name: getattr(result, name) for name in _STORED}
     entry["segments"] = [asdict(s) for s in result.segments]
     entry["flags"] = list(result.flags)
+    entry["speech_spans"], entry["loudness_dbfs"] = result.speech_spans, result.loudness_dbfs
     entry["id"], entry["engine"], entry["model"] = result.id, result.engine, result.model
     return entry
 
@@ -660,6 +669,9 @@ def _from_cache(entry: dict[str, Any], file: AudioFile, engine: Engine, fingerpr
             cached=True,
             segments=tuple(_segment(s) for s in entry["segments"]),
             flags=tuple(entry["flags"]),
+            # Entries of earlier versions say nothing of these.
+            speech_spans=None if entry.get("speech_spans") is None else tuple((a, b) for a, b in entry["speech_spans"]),
+            loudness_dbfs=entry.get("loudness_dbfs"),
             **fields,
         )
     except (KeyError, TypeError):

@@ -107,6 +107,7 @@ def export_corpus(
     all_columns: bool = False,
     prefixes: Sequence[str] | None = None,
     include_partial: bool = False,
+    min_grade: str | None = None,
     on_unreadable: Callable[[Unreadable], None] | None = None,
 ) -> list[ExportFile]:
     """Write ``corpus.*`` and ``MANIFEST.json`` into ``directory``.
@@ -121,17 +122,21 @@ def export_corpus(
         all_columns: every column of raw_audio, transcripts and tokens instead of id, transcription and tokens.
         prefixes: only these R2 prefixes; None for all.
         include_partial: also recordings whose transcript is not complete yet.
+        min_grade: only recordings whose transcript has this grade of `schemas.GRADES` or a better one; None for all.
         on_unreadable: called with each file that is damaged or foreign; its partition is left out, and
             ``MANIFEST.json`` says so.
 
     Raises:
-        ValueError: an unknown format.
+        ValueError: an unknown format or grade.
         StorageError: a partition file is damaged and ``on_unreadable`` is not given, or the disk refused. Earlier
             exports are untouched.
     """
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
         raise ValueError(f"unknown export format {unknown[0]!r}; use {', '.join(FORMATS)}" if unknown else "no format")
+    if min_grade is not None and min_grade not in schemas.GRADES:
+        raise ValueError(f"unknown grade {min_grade!r}; use one of {', '.join(schemas.GRADES)}")
+    chosen = _Choice(all_columns, prefixes, include_partial, min_grade)
     wanted = [name for name in FORMATS if name in formats]
     if on_unreadable is not None:
         for foreign in store.scan(schemas.TRANSCRIPTS).unreadable:
@@ -139,13 +144,34 @@ def export_corpus(
     left_out: set[str] = set()
     while True:
         try:
-            return _export(store, directory, wanted, all_columns, prefixes, include_partial, left_out)
+            return _export(store, directory, wanted, chosen, left_out)
         except _UnreadablePartitionError as error:
             if on_unreadable is None:
                 raise StorageError(str(error)) from error
             # Some of its rows may be written already: the export starts anew without it.
             left_out.add(error.partition)
             on_unreadable(Unreadable(str(error).partition(": ")[0], str(error)))
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Which rows and columns are exported."""
+
+    all_columns: bool
+    prefixes: Sequence[str] | None
+    include_partial: bool
+    min_grade: str | None
+
+    @property
+    def statuses(self) -> list[str]:
+        return [*_EXPORTED, "partial"] if self.include_partial else list(_EXPORTED)
+
+    @property
+    def grades(self) -> list[str] | None:
+        """Grades that are good enough; None for any and none."""
+        if self.min_grade is None:
+            return None
+        return list(schemas.GRADES[: schemas.GRADES.index(self.min_grade) + 1])
 
 
 class _UnreadablePartitionError(StorageError):
@@ -160,14 +186,11 @@ def _export(
     store: PartitionStore,
     directory: Path,
     wanted: list[str],
-    all_columns: bool,
-    prefixes: Sequence[str] | None,
-    include_partial: bool,
+    chosen: _Choice,
     left_out: Collection[str],
 ) -> list[ExportFile]:
-    statuses = [*_EXPORTED, "partial"] if include_partial else list(_EXPORTED)
-    keys = [key for key in _partition_keys(store, prefixes) if key not in left_out]
-    schema = export_schema(all_columns)
+    keys = [key for key in _partition_keys(store, chosen.prefixes) if key not in left_out]
+    schema = export_schema(chosen.all_columns)
     directory.mkdir(parents=True, exist_ok=True)
     atomic.remove_stale_temps(directory)
     record = hashlib.sha256()
@@ -184,7 +207,7 @@ def _export(
                     sinks.append(_SINKS[name](temp, schema))
                     open_sinks.callback(sinks[-1].close)
                 for key in keys:
-                    for batch in _joined(store, key, statuses, all_columns, schema, record):
+                    for batch in _joined(store, key, chosen, schema, record):
                         rows += batch.num_rows
                         for sink in sinks:
                             sink.write(batch)
@@ -197,7 +220,7 @@ def _export(
             ExportFile(name, directory / FILE_NAMES[name], rows, size, digest)
             for name, size, digest in zip(wanted, sizes, sums, strict=True)
         ]
-        _write_manifest(directory, files, schema, record.hexdigest(), prefixes, include_partial, left_out)
+        _write_manifest(directory, files, schema, record.hexdigest(), chosen, left_out)
     except (OSError, sqlite3.Error, duckdb.Error) as error:
         raise StorageError(
             f"{directory}: the export could not be written: {first_line(error)}; earlier exports are untouched."
@@ -206,7 +229,9 @@ def _export(
     return files
 
 
-def record_digest(store: PartitionStore, prefixes: Sequence[str] | None = None, *, all_columns: bool = False) -> str:
+def record_digest(
+    store: PartitionStore, prefixes: Sequence[str] | None = None, *, all_columns: bool = False, graded: bool = False
+) -> str:
     """A digest of the partition files that an export is made from; it changes when any of them is written again.
 
     Raises:
@@ -214,8 +239,10 @@ def record_digest(store: PartitionStore, prefixes: Sequence[str] | None = None, 
     """
     digest = hashlib.sha256()
     for key in _partition_keys(store, prefixes):
-        for table in (schemas.TRANSCRIPTS, schemas.RAW_AUDIO, schemas.TOKENS):
+        for table in (schemas.TRANSCRIPTS, schemas.RAW_AUDIO, schemas.TOKENS, schemas.TRANSCRIPT_QUALITY):
             if table is schemas.RAW_AUDIO and not all_columns:
+                continue
+            if table is schemas.TRANSCRIPT_QUALITY and not graded:
                 continue
             with contextlib.suppress(FileNotFoundError), store.open(table, key) as file:
                 digest.update(_identity(table, file))
@@ -245,7 +272,7 @@ def _partition_keys(store: PartitionStore, prefixes: Sequence[str] | None) -> li
 
 
 def _joined(
-    store: PartitionStore, key: str, statuses: list[str], all_columns: bool, schema: pa.Schema, record: Any
+    store: PartitionStore, key: str, chosen: _Choice, schema: pa.Schema, record: Any
 ) -> Iterator[pa.RecordBatch]:
     """The exported rows of one partition, in the order of their ids.
 
@@ -253,16 +280,16 @@ def _joined(
         _UnreadablePartitionError: a file of it is damaged or foreign.
     """
     try:
-        yield from _rows_of(store, key, statuses, all_columns, schema, record)
+        yield from _rows_of(store, key, chosen, schema, record)
     except StorageError as error:
         raise _UnreadablePartitionError(key, str(error)) from error
 
 
 def _rows_of(
-    store: PartitionStore, key: str, statuses: list[str], all_columns: bool, schema: pa.Schema, record: Any
+    store: PartitionStore, key: str, chosen: _Choice, schema: pa.Schema, record: Any
 ) -> Iterator[pa.RecordBatch]:
     by_table: dict[str, list[tuple[str, str]]] = {}
-    if all_columns:
+    if chosen.all_columns:
         for name, (table, column, _) in _all_columns().items():
             by_table.setdefault(table.name, []).append((name, column))
     else:
@@ -280,10 +307,13 @@ def _rows_of(
             with contextlib.suppress(FileNotFoundError):
                 sides.append(stack.enter_context(_Cursor.open(store, table, key, by_table[table.name])))
                 record.update(sides[-1].identity)
+        good = _good_ids(store, key, chosen.grades, record)
         while (batch := main.next_batch()) is not None:
             keep = pc.and_(
-                pc.is_in(batch.column("status"), pa.array(statuses)), pc.is_valid(batch.column("transcription"))
+                pc.is_in(batch.column("status"), pa.array(chosen.statuses)), pc.is_valid(batch.column("transcription"))
             )
+            if good is not None:
+                keep = pc.and_(keep, pc.is_in(batch.column("id"), good))
             batch = batch.filter(keep)
             if batch.num_rows == 0:
                 continue
@@ -303,6 +333,27 @@ def _rows_of(
                 arrays.append(values)
             table_ = pa.Table.from_arrays(arrays, schema=schema).combine_chunks()
             yield from table_.to_batches()
+
+
+def _good_ids(store: PartitionStore, key: str, grades: list[str] | None, record: Any) -> pa.Array | None:
+    """The recordings of a partition whose transcripts have one of ``grades``; None when any will do.
+
+    Raises:
+        StorageError: they are not graded.
+    """
+    if grades is None:
+        return None
+    table = schemas.TRANSCRIPT_QUALITY
+    try:
+        with store.open(table, key) as file:
+            record.update(_identity(table, file))
+    except FileNotFoundError:
+        raise StorageError(
+            f"partition {key!r}: its transcripts have no grades; run `audio-assets run` without --skip-summary, or "
+            "leave out --min-grade"
+        ) from None
+    rows = store.read(table, [key], ["id", "grade"])
+    return rows.filter(pc.is_in(rows.column("grade"), pa.array(grades))).column("id").combine_chunks()
 
 
 class _Cursor:
@@ -541,8 +592,7 @@ def _write_manifest(
     files: list[ExportFile],
     schema: pa.Schema,
     record: str,
-    prefixes: Sequence[str] | None,
-    include_partial: bool,
+    chosen: _Choice,
     left_out: Collection[str],
 ) -> None:
     """Describe the new files; keep what is said of formats that were not exported now and still lie there."""
@@ -558,8 +608,9 @@ def _write_manifest(
             "name": file.path.name,
             **described,
             "columns": schema.names,
-            "prefixes": None if prefixes is None else sorted(prefixes),
-            "include_partial": include_partial,
+            "prefixes": None if chosen.prefixes is None else sorted(chosen.prefixes),
+            "include_partial": chosen.include_partial,
+            "min_grade": chosen.min_grade,
             "left_out": sorted(left_out),
             "record": record,
         }

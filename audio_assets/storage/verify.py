@@ -23,12 +23,13 @@ from audio_assets.storage.warehouse import PARTITION_COLUMN, Warehouse, quoted
 _UPSTREAM = {
     "transcripts": "raw_audio",
     "tokens": "transcripts",
+    "transcript_quality": "tokens",
     "prefix_summary": "tokens",
     "token_frequency": "tokens",
 }
 """Each partitioned table and the one it is made from."""
 
-_ROW_PER_ROW = ("transcripts", "tokens")
+_ROW_PER_ROW = ("transcripts", "tokens", "transcript_quality")
 """Tables that have exactly one row for each row of the table they are made from."""
 
 _CACHED_STATUSES = ("ok", "empty")
@@ -366,7 +367,9 @@ def _export_problem(path: Path, entry: dict[str, Any], store: PartitionStore) ->
     if exports.sha256_of(path) != entry.get("sha256"):
         return f"its bytes are not those that {exports.MANIFEST} describes"
     try:
-        record = exports.record_digest(store, entry.get("prefixes"), all_columns=_all_columns(entry))
+        record = exports.record_digest(
+            store, entry.get("prefixes"), all_columns=_all_columns(entry), graded=bool(entry.get("min_grade"))
+        )
     except StorageError:
         return None  # the damaged partition file is named on its own
     return None if record == entry.get("record") else "older than the partition files"
@@ -385,6 +388,7 @@ def _exported(directory: Path, store: PartitionStore, format_: str, entry: dict[
             all_columns=_all_columns(entry),
             prefixes=entry.get("prefixes"),
             include_partial=bool(entry.get("include_partial")),
+            min_grade=entry.get("min_grade"),
         )
     except StorageError:
         return False

@@ -298,3 +298,45 @@ def test_sqlite_needs_no_recent_client(store: PartitionStore, tmp_path: Path, co
     header = (tmp_path / "corpus.sqlite").read_bytes()[:100]
     # Bytes 18 and 19: 1 means that any SQLite 3 may read and write; byte 44: schema format 4, of 2006.
     assert (header[18], header[19], header[47]) == (1, 1, 4)
+
+
+def grades(store: PartitionStore, key: str, by_id: dict[str, str | None]) -> None:
+    rows = [
+        {"id": id_, "prefix": f"{key}/", "status": "ok", "words": 1, "grade": grade, "reason": "r"}
+        for id_, grade in by_id.items()
+    ]
+    store.write(schemas.TRANSCRIPT_QUALITY, schemas.TRANSCRIPT_QUALITY.from_rows(rows), key)
+
+
+def test_worse_and_ungraded_transcripts_are_left_out_only_when_asked(store: PartitionStore, tmp_path: Path) -> None:
+    by_id = {f"a/{grade}": grade for grade in schemas.GRADES} | {"a/none": None}
+    store.write(TRANSCRIPTS, transcripts("a/", dict.fromkeys(by_id, "text")), "a")
+    store.write(TOKENS, tokens("a/", {id_: ["text"] for id_ in by_id}), "a")
+    grades(store, "a", by_id)
+
+    (all_rows,) = export_corpus(store, tmp_path, ["json"])
+    assert all_rows.row_count == len(by_id)
+    export_corpus(store, tmp_path, ["json"], min_grade="C")
+    assert [row["id"] for row in read(tmp_path, "json")] == ["a/A", "a/B", "a/C"]
+
+
+def test_a_graded_export_is_known_to_be_older_when_the_grades_change(store: PartitionStore, tmp_path: Path) -> None:
+    store.write(TRANSCRIPTS, transcripts("a/", {"a/1": "text"}), "a")
+    grades(store, "a", {"a/1": "A"})
+    export_corpus(store, tmp_path, ["json"], min_grade="B")
+    [entry] = json.loads((tmp_path / MANIFEST).read_text())["files"]
+    assert (entry["min_grade"], entry["record"]) == ("B", exports.record_digest(store, graded=True))
+
+    grades(store, "a", {"a/1": "F"})
+    assert entry["record"] != exports.record_digest(store, graded=True)
+
+
+def test_grades_that_are_missing_are_named_and_the_earlier_export_stays(store: PartitionStore, tmp_path: Path) -> None:
+    store.write(TRANSCRIPTS, transcripts("a/", {"a/1": "text"}), "a")
+    export_corpus(store, tmp_path, ["json"])
+
+    with pytest.raises(StorageError, match=r"partition 'a': its transcripts have no grades; run .* --min-grade"):
+        export_corpus(store, tmp_path, ["json"], min_grade="B")
+    with pytest.raises(ValueError, match="unknown grade 'E'; use one of A, B, C, D, F"):
+        export_corpus(store, tmp_path, ["json"], min_grade="E")
+    assert read(tmp_path, "json")[0]["id"] == "a/1"
