@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 
 from audio_assets.assets.corpus import corpus_export, corpus_report, corpus_summary
+from audio_assets.assets.insight import prefix_keywords, prefix_statistics
 from audio_assets.assets.model_retirement import transcripts_model_retirement
 from audio_assets.assets.r2_prefixes import r2_prefixes
 from audio_assets.assets.raw_audio import raw_audio
@@ -45,6 +46,8 @@ ASSETS = [
     transcript_quality,
     prefix_summary,
     token_frequency,
+    prefix_statistics,
+    prefix_keywords,
     corpus_summary,
     corpus_report,
     corpus_export,

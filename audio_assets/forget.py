@@ -39,6 +39,7 @@ _PURGED = (
     schemas.TRANSCRIPT_QUALITY,
     schemas.PREFIX_SUMMARY,
     schemas.TOKEN_FREQUENCY,
+    schemas.PREFIX_STATISTICS,
 )
 """Tables of a partition that go with its last row."""
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import dagster as dg
 
 QUALITY = "transcript_quality"
-SUMMARY_ASSETS = [QUALITY, "prefix_summary", "token_frequency"]
+SUMMARY_ASSETS = [QUALITY, "prefix_summary", "token_frequency", "prefix_statistics"]
 MADE_OF_RAW_AUDIO = ["transcripts", "transcription_ledger", "tokens", *SUMMARY_ASSETS]
 RETRIED_STATUSES = ("failed", "partial", "deferred")
 """Statuses that the next run tries again; a run that leaves any of them did not finish its work."""
@@ -263,7 +263,9 @@ class _Pipeline:
                 **({} if options.min_grade is None else {"min_grade": options.min_grade}),
             }
         }
-        assets = ["corpus_export"] + ([] if options.skip_summary else ["corpus_summary", "corpus_report"])
+        assets = ["corpus_export"] + (
+            [] if options.skip_summary else ["corpus_summary", "prefix_keywords", "corpus_report"]
+        )
         return self.execute("corpus_job", config, assets)
 
     def execute(

@@ -372,6 +372,46 @@ TOKEN_FREQUENCY = Table(
     key=("prefix", "token"),
 )
 
+PREFIX_STATISTICS = Table(
+    "prefix_statistics",
+    "How a prefix is spread: one row per bigram, point of the vocabulary's growth, bin, language and grade.",
+    (
+        _PREFIX,
+        Column(
+            "statistic",
+            _STR,
+            "bigram, vocabulary_growth, heaps_k, heaps_beta, language, grade; or the distribution of duration_s, "
+            "words, words_per_minute, confidence or score",
+            nullable=False,
+        ),
+        Column("position", _I64, "order within the statistic, from 0", nullable=False),
+        Column("item", _STR, "the pair of words, the language or the grade"),
+        Column("lower", _F64, "where the bin of a distribution begins"),
+        Column("upper", _F64, "where it ends"),
+        Column("count", _I64, "occurrences of the pair; words so far, or in the language or grade; files in the bin"),
+        Column("files", _I64, "recordings that it is about"),
+        Column("value", _F64, "vocabulary so far; hours in the language or grade; Heaps' k and beta"),
+    ),
+    key=("prefix", "statistic", "position"),
+)
+
+PREFIX_KEYWORDS = Table(
+    "prefix_keywords",
+    "One row per prefix and keyword: the words that set it apart from the other prefixes (TF-IDF).",
+    (
+        _PREFIX,
+        Column("rank", _I64, "1 for the first keyword", nullable=False),
+        Column("token", _STR, "the word, normalized", nullable=False),
+        Column(
+            "tf_idf", _F64, "share of the prefix's words, times the word's inverse document frequency", nullable=False
+        ),
+        Column("count", _I64, "occurrences in the prefix", nullable=False),
+        Column("document_count", _I64, "recordings of the prefix that hold it", nullable=False),
+    ),
+    key=("prefix", "rank"),
+    partitioned=False,
+)
+
 CORPUS_SUMMARY = Table(
     "corpus_summary",
     "One row: the whole corpus in figures.",
@@ -447,6 +487,8 @@ TABLES: dict[str, Table] = {
         TRANSCRIPT_QUALITY,
         PREFIX_SUMMARY,
         TOKEN_FREQUENCY,
+        PREFIX_STATISTICS,
+        PREFIX_KEYWORDS,
         CORPUS_SUMMARY,
     )
 }

@@ -67,6 +67,12 @@ class Settings(BaseSettings):
     audio_assets_bpe_file: str | None = Field(
         None, description="a tokenizer.json whose tokens are counted too, in `bpe_count`"
     )
+    audio_assets_enrich: str = Field(
+        "", description="what to add to the tokens, separated by commas: `entities`, `sentiment`, `pii`"
+    )
+    audio_assets_entity_model: str | None = Field(
+        None, description="installed spaCy model that names people and places; by default any of the language"
+    )
     audio_assets_home: Path = Field(Path("data"), description="where everything is kept")
     audio_assets_prefix_depth: int = Field(1, ge=0, description="folders of a key that make its partition")
     audio_assets_report_link_hours: float = Field(

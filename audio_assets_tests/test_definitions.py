@@ -21,8 +21,16 @@ PARTITIONED = {
     "transcript_quality",
     "prefix_summary",
     "token_frequency",
+    "prefix_statistics",
 }
-UNPARTITIONED = {"r2_prefixes", "transcription_plan", "corpus_summary", "corpus_report", "corpus_export"}
+UNPARTITIONED = {
+    "r2_prefixes",
+    "prefix_keywords",
+    "transcription_plan",
+    "corpus_summary",
+    "corpus_report",
+    "corpus_export",
+}
 SPECS = {spec.key.to_user_string(): spec for asset in ASSETS for spec in asset.specs}
 
 

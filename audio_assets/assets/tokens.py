@@ -7,6 +7,9 @@ from pydantic import Field
 from audio_assets import checks, schemas, settings
 from audio_assets.assets.common import OWNERS, WAREHOUSE, preview, readable_errors, table_metadata, table_type
 from audio_assets.partitions import prefix_partitions
+from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
+from audio_assets.summary.insight import drift
+from audio_assets.text.enrich import KINDS, EnrichOptions, enrich
 from audio_assets.text.normalize import NORMALIZERS
 from audio_assets.text.tokenize import COLUMNS, TokenizeOptions
 from audio_assets.text.workers import tokenize_in_workers
@@ -28,9 +31,28 @@ class TokensConfig(dg.Config):
         default=None,
         description="A tokenizer.json whose tokens are counted too; by default AUDIO_ASSETS_BPE_FILE.",
     )
+    enrich: list[str] = Field(
+        default=[], description=f"What to add: {', '.join(KINDS)}; by default AUDIO_ASSETS_ENRICH."
+    )
+    entity_model: str | None = Field(
+        default=None,
+        description="Installed spaCy model that names people and places; by default AUDIO_ASSETS_ENTITY_MODEL.",
+    )
     workers: int | None = Field(
         default=None, ge=1, description="Processes; by default one, and one per core for 50,000 transcripts and more."
     )
+
+    def additions(self) -> EnrichOptions:
+        """What to add, with what the environment says where the run says nothing.
+
+        Raises:
+            SettingsError: a variable of the environment is set to something it cannot be.
+        """
+        found = settings.load()
+        return EnrichOptions(
+            frozenset(self.enrich or settings.listed(found.audio_assets_enrich)),
+            self.entity_model or found.audio_assets_entity_model,
+        )
 
     def options(self) -> TokenizeOptions:
         """How to split, with what the environment says where the run says nothing.
@@ -58,15 +80,28 @@ class TokensConfig(dg.Config):
     check_specs=checks.specs("tokens"),
     description=schemas.TOKENS.description,
 )
-def tokens(context: dg.AssetExecutionContext, config: TokensConfig, transcripts: pa.Table) -> dg.MaterializeResult:
+def tokens(
+    context: dg.AssetExecutionContext,
+    config: TokensConfig,
+    transcripts: pa.Table,
+    warehouse: dg.ResourceParam[PartitionedDuckDBIOManager],
+) -> dg.MaterializeResult:
     """Split each transcript into normalized words."""
     with readable_errors():
-        table = tokenize_in_workers(transcripts, config.options(), config.workers)
+        additions = config.additions()
+        additions.check()
+        table, notes = enrich(tokenize_in_workers(transcripts, config.options(), config.workers), additions)
+        columns = ["id", "transcription", "tokens"]
+        changes = drift(table, warehouse.store().read(schemas.TOKENS, [context.partition_key], columns))
+    for note in notes:
+        context.log.warning(note)
     return dg.MaterializeResult(
         value=table,
         check_results=checks.check_tokens(table, transcripts),
         metadata={
             "words": sum(len(chunk.flatten()) for chunk in table.column("tokens").chunks),
+            **{f"drift_{name}": value for name, value in changes.items()},
+            **({"not_done": dg.MetadataValue.text("\n".join(notes))} if notes else {}),
             "preview": preview(table, ["id", "language", "tokens", "content_tokens"]),
         },
     )

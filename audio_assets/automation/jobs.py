@@ -15,11 +15,12 @@ prefix_job = dg.define_asset_job(
         "transcript_quality",
         "prefix_summary",
         "token_frequency",
+        "prefix_statistics",
     ],
     description="Bring one prefix up to date, from its objects to its figures.",
 )
 corpus_job = dg.define_asset_job(
     "corpus_job",
-    selection=["corpus_summary", "corpus_report", "corpus_export"],
+    selection=["corpus_summary", "prefix_keywords", "corpus_report", "corpus_export"],
     description="Refresh what is made of all prefixes: summary, report, exports.",
 )

@@ -646,7 +646,9 @@ def _to_cache(result: FileTranscript) -> dict[str, Any]:
     entry = {name: getattr(result, name) for name in _STORED}
     entry["segments"] = [asdict(s) for s in result.segments]
     entry["flags"] = list(result.flags)
-    entry["speech_spans"], entry["loudness_dbfs"] = result.speech_spans, result.loudness_dbfs
+    spans = result.speech_spans
+    entry["speech_spans"] = None if spans is None else [{"start_s": a, "end_s": b} for a, b in spans]
+    entry["loudness_dbfs"] = result.loudness_dbfs
     entry["id"], entry["engine"], entry["model"] = result.id, result.engine, result.model
     return entry
 
@@ -658,6 +660,7 @@ def _from_cache(entry: dict[str, Any], file: AudioFile, engine: Engine, fingerpr
     """
     try:
         fields = {name: entry[name] for name in _STORED}
+        spans = entry.get("speech_spans")
         if entry.get("id", file.id) != file.id:
             fields["cost_usd"] = 0.0
         return FileTranscript(
@@ -670,7 +673,7 @@ def _from_cache(entry: dict[str, Any], file: AudioFile, engine: Engine, fingerpr
             segments=tuple(_segment(s) for s in entry["segments"]),
             flags=tuple(entry["flags"]),
             # Entries of earlier versions say nothing of these.
-            speech_spans=None if entry.get("speech_spans") is None else tuple((a, b) for a, b in entry["speech_spans"]),
+            speech_spans=None if spans is None else tuple((s["start_s"], s["end_s"]) for s in spans),
             loudness_dbfs=entry.get("loudness_dbfs"),
             **fields,
         )

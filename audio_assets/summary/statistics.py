@@ -99,7 +99,7 @@ def summarize_prefix(prefix: str, raw_audio: pa.Table, transcripts: pa.Table, to
         `schemas.PREFIX_SUMMARY`, one row; an empty prefix has zeros, and nulls where a share or a percentile would
         be of nothing.
     """
-    with _in_memory(raw_audio=raw_audio, transcripts=transcripts, tokens=tokens) as connection:
+    with in_memory(raw_audio=raw_audio, transcripts=transcripts, tokens=tokens) as connection:
         sql = _FIGURES_SQL.format(
             columns="$prefix AS prefix, " + _columns(schemas.PREFIX_SUMMARY, without="prefix"),
             vocabulary="SELECT count(DISTINCT token) AS vocabulary FROM (SELECT unnest(tokens) AS token FROM tokens)",
@@ -113,7 +113,7 @@ def count_tokens(prefix: str, tokens: pa.Table) -> pa.Table:
     Returns:
         `schemas.TOKEN_FREQUENCY`; every row carries ``prefix``.
     """
-    with _in_memory(tokens=tokens) as connection:
+    with in_memory(tokens=tokens) as connection:
         sql = f"SELECT $prefix AS prefix, * EXCLUDE (prefix) FROM ({_COUNT_SQL})"  # noqa: S608 - no data in it
         return schemas.TOKEN_FREQUENCY.conform(connection.sql(sql, params={"prefix": prefix}).to_arrow_table())
 
@@ -145,7 +145,7 @@ def top_words(token_frequency: pa.Table, limit: int = 200) -> list[tuple[str, in
         token_frequency: rows of `schemas.TOKEN_FREQUENCY`, of one prefix or of many.
         limit: how many at most.
     """
-    with _in_memory(token_frequency=token_frequency) as connection:
+    with in_memory(token_frequency=token_frequency) as connection:
         return corpus_top_words(connection, limit)
 
 
@@ -167,7 +167,8 @@ def _columns(table: schemas.Table, without: str) -> str:
 
 
 @contextmanager
-def _in_memory(**tables: pa.Table) -> Iterator[duckdb.DuckDBPyConnection]:
+def in_memory(**tables: pa.Table) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database of these tables, for the length of the block."""
     import duckdb
 
     # Two threads: a prefix is small, and other partitions may be summarized beside it.

@@ -67,6 +67,8 @@ def all_(home: Home) -> Everything:
         rows = [row | {"sha256": made.sha256(row["id"])} for row in said]
         store.write(TRANSCRIPTS, TRANSCRIPTS.from_rows(rows), key)
         store.write(TOKENS, tokens(prefix, {i: [i] for i in ids}), key)
+        graded = [{"id": i, "prefix": prefix, "status": "ok", "words": 1, "reason": "r"} for i in ids]
+        store.write(schemas.TRANSCRIPT_QUALITY, schemas.TRANSCRIPT_QUALITY.from_rows(graded), key)
         for table in (schemas.PREFIX_SUMMARY, schemas.TOKEN_FREQUENCY):
             store.write(table, table.empty(), key)
     made.warehouse.refresh()
@@ -131,6 +133,7 @@ def delete_without_loading(e: Everything) -> None:
     e.store.delete(schemas.TOKEN_FREQUENCY, "b")
     for key in "ab":
         e.store.delete(schemas.PREFIX_SUMMARY, key)
+        e.store.delete(schemas.TRANSCRIPT_QUALITY, key)
         e.store.delete(TOKENS, key)
         e.store.delete(TRANSCRIPTS, key)
         e.store.delete(RAW_AUDIO, key)

@@ -1,0 +1,56 @@
+"""`prefix_statistics` and `prefix_keywords`: what a prefix is about, and how it is spread."""
+
+import dagster as dg
+import pyarrow as pa
+
+from audio_assets import schemas
+from audio_assets.assets.common import OWNERS, WAREHOUSE, preview, readable_errors, table_metadata, table_type
+from audio_assets.assets.summaries import token_frequency
+from audio_assets.partitions import prefix_for, prefix_partitions
+from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
+from audio_assets.summary import insight
+
+
+@dg.asset(
+    partitions_def=prefix_partitions,
+    ins={"tokens": dg.AssetIn(metadata={"columns": ["id", "tokens"]})},
+    group_name="summary",
+    owners=OWNERS,
+    kinds={"duckdb"},
+    metadata=table_metadata(schemas.PREFIX_STATISTICS),
+    dagster_type=table_type(schemas.PREFIX_STATISTICS),
+    io_manager_key=WAREHOUSE,
+    description=schemas.PREFIX_STATISTICS.description,
+)
+def prefix_statistics(
+    context: dg.AssetExecutionContext, tokens: pa.Table, transcript_quality: pa.Table
+) -> dg.MaterializeResult:
+    """Compute bigrams, vocabulary growth, distributions, languages and grades."""
+    with readable_errors():
+        table = insight.prefix_statistics(prefix_for(context.partition_key), tokens, transcript_quality)
+    heaps = {r["statistic"]: r["value"] for r in table.to_pylist() if r["statistic"].startswith("heaps_")}
+    return dg.MaterializeResult(
+        value=table,
+        metadata={**heaps, "preview": preview(table, ["statistic", "item", "count", "files", "value"])},
+    )
+
+
+@dg.asset(
+    deps=[token_frequency],
+    group_name="corpus",
+    owners=OWNERS,
+    kinds={"duckdb"},
+    metadata=table_metadata(schemas.PREFIX_KEYWORDS),
+    dagster_type=table_type(schemas.PREFIX_KEYWORDS),
+    io_manager_key=WAREHOUSE,
+    description=schemas.PREFIX_KEYWORDS.description,
+)
+def prefix_keywords(
+    context: dg.AssetExecutionContext, warehouse: dg.ResourceParam[PartitionedDuckDBIOManager]
+) -> dg.MaterializeResult:
+    """Find the words that set each prefix apart."""
+    with readable_errors(), warehouse.warehouse().connect() as connection:
+        table = insight.keywords(connection)
+    return dg.MaterializeResult(
+        value=table, metadata={"preview": preview(table, ["prefix", "rank", "token", "tf_idf", "count"])}
+    )
