@@ -6,7 +6,7 @@ PORT ?= 3000
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow-test lint dev lock clean bench-storage bench-speech bench-api bench-ingest api-test
+.PHONY: help demo test slow-test lint dev lock clean bench-storage bench-speech bench-api bench-text bench-ingest api-test
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -38,6 +38,9 @@ bench-storage: .venv/.bench ## storage against the stock DuckDB IO manager
 
 bench-speech: .venv/.bench ## local Whisper against its peers; SPEECH=DIR holds manifest.tsv
 	$(BIN)/python -m benchmarks.speech $(SPEECH)
+
+bench-text: .venv/.dev ## tokens against a bare spaCy loop; corpus summary
+	$(BIN)/python -m benchmarks.text
 
 bench-api: .venv/.dev ## the API engine against a loopback server: concurrency, rate limits, CPU, bytes
 	$(BIN)/python -m benchmarks.api
