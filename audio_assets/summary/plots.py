@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import math
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -115,20 +115,21 @@ def word_cloud(counts: Mapping[str, int], width: int = 760, height: int = 320) -
         height: pixels.
 
     Returns:
-        A PNG of at most 100 KB. Words that no single installed font can draw together with the others are left out,
-        and the picture says so.
+        A PNG of at most 100 KB. Each word is drawn in a font that has all of its characters; words for which none is
+        installed are left out, and the picture says so.
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    font, covered = _font_for_most(counts)
+    fonts = {word: _font_for(word) for word in counts}
+    covered = [word for word, font in fonts.items() if font is not None]
     words = cloud_words({word: counts[word] for word in covered}, width, height)
-    if not words:
+    if not words and len(covered) == len(counts):
         return _nothing(*_figure())
     missing = len(counts) - len(covered)
     image = Image.new("RGB", (width, height + (20 if missing else 0)), "white")
     draw = ImageDraw.Draw(image)
     for word in words:
-        face = ImageFont.truetype(str(font), word.size)
+        face = ImageFont.truetype(str(fonts[word.text]), word.size)
         draw.text((word.x, word.baseline), word.text, fill=_CLOUD_COLORS[word.color], font=face, anchor="ls")
     if missing:
         note = f"left out for want of a font: {missing:,} of {len(counts):,} words; install e.g. Noto Sans CJK"
@@ -174,9 +175,8 @@ def cloud_words(counts: Mapping[str, int], width: int = 960, height: int = 360) 
     frequencies = {word: count for word, count in counts.items() if 0 < len(word) <= _CLOUD_MAX_CHARS and count > 0}
     if not frequencies:
         return []
-    font, _ = _font_for_most(counts)
     cloud = WordCloud(
-        font_path=str(font),
+        font_path=str(_default_font()),
         width=width,
         height=height,
         margin=4,
@@ -192,7 +192,7 @@ def cloud_words(counts: Mapping[str, int], width: int = 960, height: int = 360) 
     # overlap. Its sizes and places are the start; each word then moves to the nearest place that is free.
     words: list[CloudWord] = []
     for (text, _), size, (row, column), _, _ in cloud.layout_:
-        face = ImageFont.truetype(str(font), size)
+        face = ImageFont.truetype(str(_font_for(text) or _default_font()), size)
         left, top, right, bottom = face.getbbox(text, anchor="ls")
         room = (width - (right - left), height - (bottom - top))
         place = _free_place((float(column), float(row)), (right - left, bottom - top), room, [w.box for w in words])
@@ -323,21 +323,11 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _LABEL_MAX_CHARS else text[: _LABEL_MAX_CHARS - 1] + "…"
 
 
-def _font_for_most(counts: Mapping[str, int]) -> tuple[Path, list[str]]:
-    """The font that covers most occurrences, and the words that it covers. wordcloud draws with one font only."""
-    words = list(counts)
-    best, covered = _default_font(), _covered(words, _default_font())
-    if len(covered) < len(words):
-        for _, path in _installed_fonts():
-            mine = _covered(words, path)
-            if sum(counts[w] for w in mine) > sum(counts[w] for w in covered):
-                best, covered = path, mine
-    return best, covered
-
-
-def _covered(words: Iterable[str], font: Path) -> list[str]:
-    charset = _charset(font)
-    return [word for word in words if charset.issuperset(word)]
+def _font_for(word: str) -> Path | None:
+    """A font that has every character of ``word``: matplotlib's own where it can, else an installed one, else none."""
+    if _charset(_default_font()).issuperset(word):
+        return _default_font()
+    return next((path for _, path in _installed_fonts() if _charset(path).issuperset(word)), None)
 
 
 @lru_cache(maxsize=1)

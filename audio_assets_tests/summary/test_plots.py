@@ -3,6 +3,7 @@
 import io
 import random
 import threading
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -68,6 +69,27 @@ def test_a_word_cloud_names_how_many_words_lack_a_font(bare_machine: None):
     lacking = opened(plots.word_cloud({"time": 3, "city": 2, "我们": 1}))
 
     assert lacking.height > complete.height
+
+
+def test_each_word_of_a_cloud_gets_a_font_that_has_it(monkeypatch: pytest.MonkeyPatch):
+    import matplotlib
+
+    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    words = {"time": 3, "слово": 3, "λόγος": 2, "我们": 1}
+    monkeypatch.setattr(plots, "_default_font", lambda: fonts / "cmr10.ttf")
+    monkeypatch.setattr(plots, "_installed_fonts", lambda: (("DejaVu Sans", fonts / "DejaVuSans.ttf"),))
+
+    assert plots._font_for("time") == fonts / "cmr10.ttf"
+    assert plots._font_for("слово") == fonts / "DejaVuSans.ttf"
+    assert plots._font_for("我们") is None
+    # One line of the note below: only the Chinese word is left out.
+    assert opened(plots.word_cloud(words)).height == 340
+    del words["我们"]
+    assert opened(plots.word_cloud(words)).height == 320
+
+
+def test_a_cloud_of_nothing_but_words_without_a_font_says_so(bare_machine: None):
+    assert opened(plots.word_cloud({"我们": 1})).height == 340
 
 
 def test_the_layout_of_a_cloud_keeps_words_apart_and_inside():
