@@ -6,7 +6,7 @@ PORT ?= 3000
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow-test lint dev lock clean bench-storage bench-speech bench-api bench-text bench-ingest api-test
+.PHONY: help demo test slow-test lint dev lock clean bench-storage bench-speech bench-api bench-text bench-ingest bench-report api-test
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -44,6 +44,9 @@ bench-text: .venv/.dev ## tokens against a bare spaCy loop; corpus summary
 
 bench-api: .venv/.dev ## the API engine against a loopback server: concurrency, rate limits, CPU, bytes
 	$(BIN)/python -m benchmarks.api
+
+bench-report: .venv/.dev ## the report of 10,000 files: time to build it, time until Chromium can use it
+	$(BIN)/python -m benchmarks.report
 
 bench-ingest: .venv/.bench ## listing and downloads against boto3's paginator and s5cmd
 	$(BIN)/python -m benchmarks.ingest

@@ -12,11 +12,16 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from audio_assets.definitions import ASSETS
 from audio_assets.demo_server import HOST
 from audio_assets_tests.conftest import PipelineRun
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 ROOT = Path(__file__).parent.parent
 pytestmark = [pytest.mark.weights]
@@ -118,19 +123,66 @@ def test_the_ui_listens_on_loopback_only(dev_server: str) -> None:
     assert all(address.startswith("0100007F:") for address in listening)
 
 
-@pytest.mark.browser
-def test_the_ui_draws_the_lineage_in_a_browser(dev_server: str) -> None:
+@pytest.fixture(scope="module")
+def page(dev_server: str) -> Iterator["Page"]:
+    """A tab of a real browser. Errors on its console and requests to anywhere else fail the module's tests."""
     browser_path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser_path is None:
         pytest.skip("needs Chromium: apt-get install chromium")
     from playwright.sync_api import sync_playwright
 
+    complaints: list[str] = []
     options = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=options)
-        page = browser.new_page(viewport={"width": 1500, "height": 900})
-        page.goto(f"{dev_server}/asset-groups")
-        page.get_by_text("corpus", exact=True).first.wait_for(timeout=60_000)
-        for group in ("ingest", "speech", "text", "summary", "corpus"):
-            assert page.get_by_text(group, exact=True).count() >= 1
+        tab = browser.new_page(viewport={"width": 1600, "height": 1400}, base_url=dev_server)
+        tab.set_default_timeout(60_000)
+        tab.on("pageerror", lambda error: complaints.append(f"error: {error}"))
+        tab.on("console", lambda said: said.type == "error" and complaints.append(f"console: {said.text}"))
+        tab.on(
+            "request",
+            lambda request: (
+                request.url.startswith((dev_server, "data:", "blob:")) or complaints.append(f"request: {request.url}")
+            ),
+        )
+        yield tab
         browser.close()
+    assert complaints == []
+
+
+@pytest.mark.browser
+def test_the_lineage_shows_every_asset(page: "Page") -> None:
+    groups: dict[str, list[str]] = {}
+    for asset in ASSETS:
+        for spec in asset.specs:
+            groups.setdefault(str(spec.group_name), []).append(spec.key.to_user_string())
+    page.goto("/asset-groups")
+    for group in groups:
+        page.get_by_text(group, exact=True).first.wait_for()
+    for group, names in groups.items():
+        page.goto(f"/locations/audio_assets/asset-groups/{group}/lineage")
+        for name in names:
+            page.get_by_text(name, exact=True).first.wait_for()
+
+
+@pytest.mark.browser
+def test_an_asset_explains_itself_in_the_browser(page: "Page") -> None:
+    page.goto("/assets/transcripts?view=overview")
+    for said in (
+        "One row per audio object: what Whisper heard",
+        "speech-data",
+        "OpenAI",
+        "reasons to mistrust the text",
+    ):
+        page.get_by_text(said).first.wait_for()
+    page.goto("/assets/transcripts?view=checks")
+    page.get_by_text("Every row of raw_audio has exactly one row.").first.wait_for()
+
+
+@pytest.mark.browser
+def test_the_plots_are_drawn_in_the_browser(page: "Page") -> None:
+    page.goto("/assets/corpus_summary?view=events")
+    page.get_by_text("[Show Markdown]").first.click()
+    picture = page.locator("img[src^='data:image/png']").first
+    picture.wait_for()
+    assert picture.evaluate("image => image.complete && image.naturalWidth") >= 600

@@ -48,8 +48,8 @@ def _table_schema(table: schemas.Table) -> dg.TableSchema:
     columns = [
         dg.TableColumn(
             c.name,
-            type=_DAGSTER_TYPES.get(str(c.type), str(c.type)),
-            description=c.description,
+            type=_type_name(c.type),
+            description=c.description + _fields(c.type),
             constraints=dg.TableColumnConstraints(
                 nullable=c.nullable, unique=table.key == (c.name,), other=_bounds(*c.bounds)
             ),
@@ -57,6 +57,18 @@ def _table_schema(table: schemas.Table) -> dg.TableSchema:
         for c in table.columns
     ]
     return dg.TableSchema(columns)
+
+
+def _type_name(kind: pa.DataType) -> str:
+    """The type as the UI's narrow column holds it: without the fields of a struct."""
+    if pa.types.is_list(kind):
+        return f"list<{_type_name(kind.value_type)}>"
+    return "struct" if pa.types.is_struct(kind) else _DAGSTER_TYPES.get(str(kind), str(kind))
+
+
+def _fields(kind: pa.DataType) -> str:
+    item = kind.value_type if pa.types.is_list(kind) else kind
+    return f" ({', '.join(field.name for field in item)})" if pa.types.is_struct(item) else ""
 
 
 def _bounds(least: float | None, greatest: float | None) -> list[str]:

@@ -52,7 +52,12 @@ def corpus_summary(
     return dg.MaterializeResult(
         value=table,
         metadata={
-            **{name: value for name, value in row.items() if value is not None},
+            **{
+                # Digits that nobody measured would only hide the ones that count.
+                name: round(value, 4) if isinstance(value, float) else value
+                for name, value in row.items()
+                if value is not None
+            },
             **{name: dg.MetadataValue.md(picture) for name, picture in pictures.items()},
             "preview": preview(table, ["prefixes", "files", "files_ok", "hours", "words", "vocabulary"]),
         },

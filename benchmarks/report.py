@@ -1,0 +1,103 @@
+"""The report of 10,000 files: seconds to build it, and milliseconds until Chromium can be used on it.
+
+Run by ``python -m benchmarks.report``; prints a table and, as its last line, one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from audio_assets import schemas
+from audio_assets.summary.report import render_report
+from audio_assets_tests.summary.conftest import database, object_row, transcript_row
+
+FILES = 10_000
+SEGMENTS = 10
+WORDS = 15
+BUILD_GOAL_S = 30.0
+OPEN_GOAL_S = 1.0
+ROUNDS = 5
+
+
+def build(output: Path) -> float:
+    """Write the report of `FILES` transcripts, each of `SEGMENTS` segments of `WORDS` words; seconds for it alone."""
+    draw = random.Random(1)
+    vocabulary = [f"word{n}" for n in range(5_000)]
+    ids = [f"p{n % 10}/{n:05d}.wav" for n in range(FILES)]
+    rows = [
+        transcript_row(
+            id,
+            [(5.0 * n, 5.0 * n + 4.5, " ".join(draw.choices(vocabulary, k=WORDS))) for n in range(SEGMENTS)],
+            flags=["repetition"] if draw.random() < 0.05 else [],
+        )
+        for id in ids
+    ]
+    raw = schemas.RAW_AUDIO.from_rows([object_row(id, duration_s=50.0) for id in ids])
+    with database(raw, schemas.TRANSCRIPTS.from_rows(rows)) as connection:
+        started = time.perf_counter()
+        render_report(connection, output, audio_link=lambda key: f"../audio/{key}")
+        return time.perf_counter() - started
+
+
+def open_and_search(report: Path) -> tuple[list[float], list[float]]:
+    """Seconds until the page answers, and until a search shows its result, for each round."""
+    from playwright.sync_api import expect, sync_playwright
+
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    opened, searched = [], []
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        for _ in range(ROUNDS):
+            page = browser.new_page(viewport={"width": 1200, "height": 900})
+            page.goto(report.as_uri())
+            expect(page.locator("#rows tbody tr")).to_have_count(25)
+            # The script that fills the table is the last thing before this moment.
+            ready_ms = page.evaluate("performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd")
+            opened.append(float(ready_ms) / 1000)
+            started = time.perf_counter()
+            page.fill("#q", "word77")
+            expect(page.locator("#found")).to_contain_text("match")
+            searched.append(time.perf_counter() - started)
+            page.close()
+        browser.close()
+    return opened, searched
+
+
+def main() -> None:
+    """Measure and print."""
+    with tempfile.TemporaryDirectory() as directory:
+        report = Path(directory) / "report" / "index.html"
+        build_s = build(report)
+        size_mb = report.stat().st_size / 1e6
+        opened, searched = open_and_search(report)
+    results = [
+        {
+            "name": "report_10k_build",
+            "value": build_s,
+            "unit": "s",
+            "goal": BUILD_GOAL_S,
+            "met": build_s < BUILD_GOAL_S,
+        },
+        {
+            "name": "report_10k_interactive",
+            "value": statistics.median(opened),
+            "unit": "s",
+            "goal": OPEN_GOAL_S,
+            "met": statistics.median(opened) < OPEN_GOAL_S,
+        },
+    ]
+    print(f"report of {FILES:,} files, {size_mb:.1f} MB; rounds from {min(opened):.2f} to {max(opened):.2f} s")
+    print(f"  built in            {build_s:6.2f} s   (goal {BUILD_GOAL_S:g} s)")
+    print(f"  interactive after   {statistics.median(opened):6.2f} s   (goal {OPEN_GOAL_S:g} s)")
+    print(f"  first search after  {statistics.median(searched):6.2f} s   (0.12 s of it waiting for the typist)")
+    print(json.dumps({"benchmark": "report", "results": results}))
+
+
+if __name__ == "__main__":
+    main()
