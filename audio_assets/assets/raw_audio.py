@@ -41,6 +41,15 @@ class RawAudioConfig(dg.Config):
         default=[],
         description="Take in only objects whose key starts with one of these. Rows of other objects stay as they are.",
     )
+    include: list[str] = Field(
+        default=[],
+        description="Take in only objects whose whole key matches one of these globs; `*` crosses `/`. "
+        "Rows of other objects stay as they are.",
+    )
+    exclude: list[str] = Field(default=[], description="Leave out objects whose key matches one of these globs.")
+    max_object_bytes: int | None = Field(
+        default=None, ge=0, description="Do not fetch larger objects; their rows are `invalid`, with the reason."
+    )
     skip_ingestion: bool = Field(
         default=False, description="Take the audio that lies in the mirror folder; R2 is not asked."
     )
@@ -75,6 +84,9 @@ def raw_audio(
             max_workers=config.max_workers,
             limit=config.limit,
             key_prefixes=tuple(config.key_prefixes),
+            include=tuple(config.include),
+            exclude=tuple(config.exclude),
+            max_object_bytes=config.max_object_bytes,
         )
         with progress.task(f"raw_audio {context.partition_key}", "files", context.log.info) as task:
 

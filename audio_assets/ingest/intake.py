@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pyarrow as pa
@@ -32,13 +33,18 @@ class IntakeOptions:
 
     At most ``batch_size`` objects are with the ``max_workers`` threads at a time. ``key_prefixes`` takes in only
     objects whose keys start with one of these strings (all when empty), and ``limit`` only the first so many of them,
-    in the order of their keys. Rows of other objects stay as they are.
+    in the order of their keys. ``include`` and ``exclude`` are globs over whole keys (``*`` crosses ``/``): an object
+    is taken in when it matches an ``include``, if there are any, and no ``exclude``. Rows of other objects stay as
+    they are. An object over ``max_object_bytes`` is a row with a status and is not fetched.
     """
 
     batch_size: int = 10
     max_workers: int = 8
     limit: int | None = None
     key_prefixes: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    max_object_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.max_workers < 1:
@@ -47,9 +53,18 @@ class IntakeOptions:
             raise ValueError(f"limit {self.limit} is negative; leave it out to take in everything")
 
     def wants(self, key: str) -> bool:
-        """Whether ``key`` starts with one of `key_prefixes`; NFC and NFD spellings are the same."""
-        wanted = tuple(unicodedata.normalize("NFC", prefix) for prefix in self.key_prefixes)
-        return not wanted or unicodedata.normalize("NFC", key).startswith(wanted)
+        """Whether the options ask for ``key``; NFC and NFD spellings are the same."""
+        key = _nfc(key)
+        if self.key_prefixes and not key.startswith(tuple(map(_nfc, self.key_prefixes))):
+            return False
+        if self.include and not any(fnmatchcase(key, _nfc(glob)) for glob in self.include):
+            return False
+        return not any(fnmatchcase(key, _nfc(glob)) for glob in self.exclude)
+
+    @property
+    def narrows(self) -> bool:
+        """Whether there are keys that the options do not ask for."""
+        return bool(self.key_prefixes or self.include or self.exclude)
 
 
 @dataclass(frozen=True)
@@ -133,6 +148,8 @@ def ingest_prefix(
     before = _by_id(_rows_of(stored, {each.key for each in found.todo}))
 
     def take(each: RemoteObject, cancelled: threading.Event) -> _Taken:
+        if options.max_object_bytes is not None and each.size_bytes > options.max_object_bytes:
+            return _too_large(each, prefix, options.max_object_bytes)
         return _take_object(client, bucket, each, prefix, mirror, before.get(each.key), cancelled)
 
     done = _run(found.todo, take, found.skipped, options, on_progress)
@@ -172,7 +189,7 @@ def survey(
         listed = sorted(list_prefix(client, bucket, prefix, depth), key=lambda found: found.key)
         changes = diff(listed, stored)
         present = scan.result()
-    wanted = [found for found in listed if options.wants(found.key)] if options.key_prefixes else listed
+    wanted = [found for found in listed if options.wants(found.key)] if options.narrows else listed
     wanted = wanted[: options.limit]
     chosen = {found.key for found in wanted} if len(wanted) < len(listed) else None
     todo = [*changes.new, *changes.overwritten]
@@ -342,10 +359,18 @@ def _take_object(
         held = mirror.state(found.key) if mirror.holds(found) else None
         state = held or download(client, bucket, found, mirror, cancelled=cancelled)
     except FileError as error:
-        listing: Row = {"etag": found.etag, "size_bytes": found.size_bytes, "last_modified": found.last_modified}
-        return _Taken(_failed_row(found.key, prefix, error.status, str(error)) | listing, "failed")
+        return _Taken(_failed_row(found.key, prefix, error.status, str(error)) | _listing(found), "failed")
     row = _row(state, prefix, mirror, before)
     return _Taken(row, "skipped") if held else _Taken(row, "downloaded", state.size_bytes)
+
+
+def _too_large(found: RemoteObject, prefix: str, limit: int) -> _Taken:
+    reason = f"not fetched: {found.size_bytes} bytes, over max_object_bytes {limit}; raise it to take the object in"
+    return _Taken(_failed_row(found.key, prefix, "invalid", reason) | _listing(found), "skipped")
+
+
+def _listing(found: RemoteObject) -> Row:
+    return {"etag": found.etag, "size_bytes": found.size_bytes, "last_modified": found.last_modified}
 
 
 def _take_file(key: str, prefix: str, mirror: Mirror, before: Row | None) -> _Taken:

@@ -236,6 +236,31 @@ def test_key_prefixes_narrow_the_intake_and_leave_other_rows_alone(
     assert narrowed.selected == 1
 
 
+def test_globs_choose_by_the_whole_key_and_leave_other_rows_alone(
+    bucket: Bucket, mirror: Mirror, speech: bytes
+) -> None:
+    for name in ("2024/a", "2024/a.tmp", "2025/b"):
+        bucket.put(f"calls/{name}.wav", speech)
+    first = take(bucket, mirror, include=("calls/2024*",), exclude=("*.tmp.*",))
+    assert list(statuses(first.table)) == ["calls/2024/a.wav"]
+    whole = take(bucket, mirror, first.table)
+    assert whole.downloaded == 2
+    assert not take(bucket, mirror, whole.table, exclude=("*",)).changed
+
+
+def test_an_object_over_the_limit_is_a_row_with_a_reason_and_is_not_fetched(
+    bucket: Bucket, mirror: Mirror, speech: bytes
+) -> None:
+    bucket.put("calls/a.wav", speech)
+    first = take(bucket, mirror, max_object_bytes=len(speech) - 1)
+    found = row(first.table, "calls/a.wav")
+    assert (found["status"], found["size_bytes"], first.bytes_downloaded) == ("invalid", len(speech), 0)
+    assert "raise it to take the object in" in found["error"]
+    assert list(mirror.files()) == []
+    assert not take(bucket, mirror, first.table, max_object_bytes=len(speech) - 1).changed
+    assert statuses(take(bucket, mirror, first.table, max_object_bytes=len(speech)).table) == {"calls/a.wav": "ok"}
+
+
 def test_progress_is_told_once_per_file(bucket: Bucket, mirror: Mirror, speech: bytes) -> None:
     for name in "abc":
         bucket.put(f"calls/{name}.wav", speech)
