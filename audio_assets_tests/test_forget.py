@@ -52,6 +52,7 @@ def cached(home: Home) -> set[str]:
     return {path.parent.name for path in home.cache.rglob("*.json")}
 
 
+@pytest.mark.slow
 def test_what_vanished_is_kept_as_gone_until_it_is_forgotten_and_then_it_is_nowhere(
     weed: WeedServer, home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
