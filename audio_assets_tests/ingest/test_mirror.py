@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from audio_assets.errors import FileFailed
@@ -64,6 +64,13 @@ def test_every_key_has_a_path_inside_the_mirror_and_comes_back(key: str) -> None
     assert len(os.fsencode(relative)) < 4096 - 512
     assert mirror.key_for(path) == key
     assert mirror.key_for(relative) == key
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000, deadline=None)
+@given(KEYS)
+def test_ten_thousand_keys_have_a_path_inside_the_mirror_and_come_back(key: str) -> None:
+    test_every_key_has_a_path_inside_the_mirror_and_comes_back.hypothesis.inner_test(key)  # type: ignore[attr-defined]
 
 
 @given(KEYS, KEYS)
