@@ -77,7 +77,7 @@ class CorpusReportConfig(dg.Config):
 
 
 @dg.asset(
-    deps=[corpus_summary, transcripts, tokens],
+    deps=[corpus_summary, transcripts, tokens, transcript_quality],
     group_name="corpus",
     owners=OWNERS,
     kinds={"duckdb", "html"},

@@ -120,8 +120,8 @@ def render_report(
     """Write the report of the whole corpus, in place of an earlier one, whole or not at all.
 
     Args:
-        connection: a database with the tables ``raw_audio``, ``transcripts``, ``tokens``, ``prefix_summary`` and
-            ``token_frequency`` of `schemas`; read only.
+        connection: a database with the tables ``raw_audio``, ``transcripts``, ``transcript_quality``, ``tokens``,
+            ``prefix_summary`` and ``token_frequency`` of `schemas`; read only.
         output: the HTML file to write; its directory is made.
         audio_link: gives the link to an object's recording, relative to ``output`` and percent-encoded, or None when
             the recording is not at hand. Without it there are no players.

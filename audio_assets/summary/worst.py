@@ -17,7 +17,8 @@ Whisper's own text is doubtful."""
 
 _EXCERPT_CHARS = 240
 
-# More kinds of doubt come first, then less confidence; what has neither is not listed. A segment counts by its length.
+# By the score of `transcript_quality`, those of grade A left out. Where it has no score yet, more kinds of doubt come
+# first, then less confidence; what has neither is not listed. A segment counts by its length.
 _WORST_SQL = f"""
 WITH sure AS (
     SELECT id, sum(exp(least(s.avg_logprob, 0)) * greatest(s.end_s - s.start_s, 0.01))
@@ -25,23 +26,28 @@ WITH sure AS (
     FROM (SELECT id, unnest(segments) AS s FROM transcripts) WHERE s.avg_logprob IS NOT NULL GROUP BY id
 )
 SELECT t.id, t.status, coalesce(t.flags, []) AS flags, c.confidence, left(t.transcription, {_EXCERPT_CHARS}),
-    len(t.transcription) > {_EXCERPT_CHARS}
-FROM transcripts AS t LEFT JOIN sure AS c ON t.id = c.id
-WHERE t.transcription <> '' AND t.status <> 'gone' AND (len(coalesce(t.flags, [])) > 0 OR c.confidence < $low)
-ORDER BY len(coalesce(t.flags, [])) DESC, c.confidence NULLS LAST, t.id
+    len(t.transcription) > {_EXCERPT_CHARS}, q.grade, q.reason
+FROM transcripts AS t LEFT JOIN sure AS c ON t.id = c.id LEFT JOIN transcript_quality AS q ON t.id = q.id
+WHERE t.transcription <> '' AND t.status <> 'gone'
+    AND CASE WHEN q.grade IS NULL THEN len(coalesce(t.flags, [])) > 0 OR c.confidence < $low ELSE q.grade <> 'A' END
+ORDER BY q.score NULLS LAST, len(coalesce(t.flags, [])) DESC, c.confidence NULLS LAST, t.id
 LIMIT $limit
 """  # noqa: S608 - no data in it
 
 
 @dataclass(frozen=True)
 class Doubtful:
-    """A transcript to mistrust: why, and how it begins. ``confidence`` is 0 to 1, None when the engine gives none."""
+    """A transcript to mistrust: why, and how it begins.
+
+    ``confidence`` is 0 to 1, None when the engine gives none; ``grade`` is None where none was given yet.
+    """
 
     id: str
     status: str
     reasons: tuple[str, ...]
     confidence: float | None
     excerpt: str
+    grade: str | None
 
 
 def worst_transcripts(
@@ -50,7 +56,7 @@ def worst_transcripts(
     """The worst transcripts of the corpus, the worst first; none when nothing is doubtful.
 
     Args:
-        connection: a database with the table ``transcripts``.
+        connection: a database with the tables ``transcripts`` and ``transcript_quality``.
         flag_meanings: what each flag means; a flag without a meaning stands for itself.
         limit: how many at most.
     """
@@ -59,10 +65,12 @@ def worst_transcripts(
         Doubtful(
             id,
             status,
-            tuple(flag_meanings.get(flag, flag) for flag in flags)
-            or (f"the model gives its own words a probability of {100 * confidence:.0f} %",),
+            ((reason,) if grade is not None and reason else ())
+            or tuple(flag_meanings.get(flag, flag) for flag in flags)
+            or ((f"the model gives its own words a probability of {100 * confidence:.0f} %",) if confidence else ()),
             confidence,
             text + "…" if cut else text,
+            grade,
         )
-        for id, status, flags, confidence, text, cut in rows
+        for id, status, flags, confidence, text, cut, grade, reason in rows
     ]

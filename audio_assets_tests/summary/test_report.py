@@ -207,6 +207,42 @@ def test_the_worst_come_first_with_the_reason(tmp_path: Path):
     assert "<img" not in html
 
 
+def test_grades_decide_which_are_the_worst(tmp_path: Path):
+    raw = schemas.RAW_AUDIO.from_rows([object_row(f"a/{n}.wav") for n in ("good", "poor", "fair")])
+    transcripts = schemas.TRANSCRIPTS.from_rows(
+        [
+            transcript_row("a/good.wav", [(0, 3, "clear words")], flags=["clipped"]),
+            transcript_row("a/poor.wav", [(0, 3, "again again")]),
+            transcript_row("a/fair.wav", [(0, 3, "so so")]),
+        ]
+    )
+    grades = {
+        "good": (0.95, "A", ""),
+        "poor": (0.2, "F", "the text repeats itself"),
+        "fair": (0.7, "C", "<i>quiet</i>"),
+    }
+    quality = schemas.TRANSCRIPT_QUALITY.from_rows(
+        [
+            {**_identity(f"a/{n}.wav"), "words": 2, "score": score, "grade": grade, "reason": reason}
+            for n, (score, grade, reason) in grades.items()
+        ]
+    )
+    with database(raw, transcripts, quality) as connection:
+        html, page = render(connection, tmp_path)
+    section = page.words[page.words.index("Listen to these first") : page.words.index("Transcripts", 900)]
+
+    assert re.findall(r"a/(\w+)\.wav (.*?) (?:again again|so so) ([A-F])", section) == [
+        ("poor", "the text repeats itself", "F"),
+        ("fair", "<i>quiet</i>", "C"),
+    ]
+    assert "a/good.wav" not in section
+    assert "<i>quiet" not in html
+
+
+def _identity(id: str) -> dict[str, object]:
+    return {"id": id, "prefix": "a/", "status": "ok"}
+
+
 def test_at_most_fifty_are_the_worst(tmp_path: Path):
     names = [f"a/{i:02d}.wav" for i in range(60)]
     raw = schemas.RAW_AUDIO.from_rows([object_row(name) for name in names])
