@@ -8,6 +8,7 @@ of simplemma's English dictionary, as unevenly frequent as words are.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import resource
 import statistics
@@ -40,15 +41,21 @@ def row(name: str, value: float | None, unit: str, goal: float, met: bool, note:
     return made | ({"note": note} if note else {})
 
 
-def texts(count: int, seed: int = 0) -> list[str]:
-    """Transcripts of `WORDS_PER_FILE` words, with sentences, contractions and numbers."""
+@functools.cache
+def _vocabulary() -> list[str]:
     from simplemma.strategies.dictionaries.dictionary_factory import DefaultDictionaryFactory
 
     known = DefaultDictionaryFactory().get_dictionary("en")
     every = sorted(word.decode() if isinstance(word, bytes) else word for word in known)
-    random = np.random.default_rng(seed)
     vocabulary = [every[i] for i in np.random.default_rng(0).choice(len(every), VOCABULARY, replace=False)]
     vocabulary[:8] = ["the", "of", "and", "don't", "it's", "1859", "a", "to"]
+    return vocabulary
+
+
+def texts(count: int, seed: int = 0) -> list[str]:
+    """Transcripts of `WORDS_PER_FILE` words, with sentences, contractions and numbers."""
+    vocabulary = _vocabulary()
+    random = np.random.default_rng(seed)
     weights = 1 / np.arange(1, VOCABULARY + 1)
     chosen = random.choice(VOCABULARY, (count, WORDS_PER_FILE), p=weights / weights.sum())
     marks = random.choice(np.array([".", ",", "?", "!"]), (count, WORDS_PER_FILE // 10))
@@ -96,6 +103,16 @@ def transcripts(said: list[str], timed_words: bool, prefix: str = "p/") -> pa.Ta
             }
         )
     return schemas.TRANSCRIPTS.from_rows(rows)
+
+
+def under(table: pa.Table, prefix: str) -> pa.Table:
+    """The same rows as another prefix's."""
+    ids = pa.array([f"{prefix}{n:06}.wav" for n in range(table.num_rows)])
+    prefixes = pa.repeat(pa.scalar(prefix), table.num_rows)
+    for name, values in (("id", ids), ("prefix", prefixes)):
+        where = table.schema.get_field_index(name)
+        table = table.set_column(where, table.schema.field(where), values)
+    return table
 
 
 def cpu_s(work: Callable[[], object]) -> float:
@@ -164,20 +181,20 @@ def tokens_workers(rounds: int, files: int) -> list[Result]:
 
 
 _SUMMARY_CHILD = """
-import json, resource, sys, time
+import json, sys, time
 from pathlib import Path
 from audio_assets.storage.partition_files import PartitionStore
 from audio_assets.storage.warehouse import Warehouse
 from audio_assets.summary import statistics
 root = Path(sys.argv[1])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 started = time.perf_counter()
 with Warehouse(root / "warehouse.duckdb", PartitionStore(root / "tables")).connect() as connection:
     table = statistics.summarize_corpus(connection)
     statistics.corpus_top_words(connection)
 spent = time.perf_counter() - started
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps([spent, peak / 1024, table.to_pylist()[0]["words"]]))
+# Not ru_maxrss: a child begins with that of its parent.
+[peak] = [line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+print(json.dumps([spent, int(peak) / 1024, table.to_pylist()[0]["words"]]))
 """
 
 
@@ -191,13 +208,14 @@ def corpus_summary(rounds: int, files: int) -> list[Result]:
     with tempfile.TemporaryDirectory(prefix="bench-text-") as directory:
         store = PartitionStore(Path(directory) / "tables")
         each = files // PARTITIONS
+        spoken = transcripts(texts(each), False)
+        split = tokenize(spoken)
         for number in range(PARTITIONS):
             prefix, key = f"p{number:02}/", f"p{number:02}"
-            said = transcripts(texts(each, number), False, prefix)
+            said, made = under(spoken, prefix), under(split, prefix)
             raw = schemas.RAW_AUDIO.from_rows(
                 [{"id": i, "prefix": prefix, "status": "ok", "duration_s": 46.0} for i in said.column("id").to_pylist()]
             )
-            made = tokenize(said)
             store.write(schemas.RAW_AUDIO, raw, key)
             store.write(schemas.TRANSCRIPTS, said, key)
             store.write(schemas.TOKENS, made, key)
