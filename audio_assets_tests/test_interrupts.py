@@ -73,7 +73,8 @@ def test_a_run_ends_between_two_partitions_though_started_in_the_background(
 ) -> None:
     code, out, err = run(two_partitions, RUN, number, "[2/2]", start=background)
     assert (code, out) == (interrupts.EXIT_INTERRUPTED, "signalled\n"), err
-    assert err.splitlines()[-1].startswith("error: interrupted; what was transcribed is kept")
+    # Behind it DuckDB's binding may list what the interruption left for the end of the process to clear away.
+    assert any(line.startswith("error: interrupted; what was transcribed is kept") for line in err.splitlines())
     assert "Traceback" not in err
     assert len(list((two_partitions.tables / "transcripts").glob("*.parquet"))) == 1
 
@@ -148,9 +149,19 @@ def test_the_limit_is_within_ten_seconds() -> None:
     assert interrupts.UNWINDING_S < 10
 
 
-def test_a_signal_is_seen_although_another_handler_has_it() -> None:
-    with pytest.raises(KeyboardInterrupt), interrupts.heeded():
-        mine = signal.signal(signal.SIGTERM, lambda *_: None)
-        signal.raise_signal(signal.SIGTERM)
-        signal.signal(signal.SIGTERM, mine)
+def test_a_signal_is_seen_although_another_handler_has_it(home: Home) -> None:
+    """In a process of its own: after a signal the process that it reached ends, whatever it does."""
+    home.root.mkdir()
+    taken = """
+import signal
+from audio_assets import interrupts
+
+with interrupts.heeded():
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.raise_signal(signal.SIGTERM)
+    try:
         interrupts.check()
+    except KeyboardInterrupt:
+        print("seen")
+"""
+    assert run(home, taken)[1] == "seen\n"
