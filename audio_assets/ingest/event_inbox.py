@@ -14,13 +14,13 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from audio_assets.errors import StorageError
+from audio_assets.ingest.sensor_database import transaction
 from audio_assets.storage import atomic
 
 REMEMBERED_S = 15 * 86_400
@@ -29,7 +29,6 @@ REMEMBERED_S = 15 * 86_400
 MALFORMED_MAX_BYTES = 16_000_000
 """When the file of malformed messages is longer than this, it is put aside, and the one before it goes."""
 
-_BUSY_TIMEOUT_S = 30.0
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
     id TEXT PRIMARY KEY, prefix TEXT NOT NULL, stored_at REAL NOT NULL, run_key TEXT, done_at REAL
@@ -156,21 +155,5 @@ class EventInbox:
             connection.execute("DELETE FROM events WHERE done_at < ?", [now - REMEMBERED_S])
             connection.execute("DELETE FROM malformed WHERE stored_at < ?", [now - REMEMBERED_S])
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(self.database, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
-            try:
-                connection.execute("PRAGMA synchronous = FULL")
-                if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'counts'").fetchone():
-                    connection.executescript(_SCHEMA)
-                connection.execute("BEGIN IMMEDIATE")
-                yield connection
-                connection.execute("COMMIT")
-            finally:
-                connection.close()  # rolls back what was not committed
-        except (sqlite3.Error, OSError) as error:
-            raise StorageError(
-                f"{self.database}: {error}; free some space or correct the permissions, or move the file away"
-            ) from error
+    def _transaction(self) -> AbstractContextManager[sqlite3.Connection]:
+        return transaction(self.database, _SCHEMA, "counts")

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from audio_assets.errors import StorageError
 from audio_assets.ingest.bucket_scan import BucketScan
+from audio_assets.ingest.sensor_database import transaction
 
 ABSENT_SCANS = 2
 """A partition without rows is retired when so many complete scans in a row have not seen its prefix: an object that was
 just announced by another way may not be in a scan that began before it."""
 
-_BUSY_TIMEOUT_S = 30.0
 _DIGEST_BYTES = 16
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS prefixes (
@@ -155,24 +154,8 @@ class ListingState:
                 connection.executemany("INSERT INTO scan VALUES (?, ?)", rows)
             connection.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", list(facts.items()))
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
-            try:
-                connection.execute("PRAGMA synchronous = FULL")
-                if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'facts'").fetchone():
-                    connection.executescript(_SCHEMA)
-                connection.execute("BEGIN IMMEDIATE")
-                yield connection
-                connection.execute("COMMIT")
-            finally:
-                connection.close()  # rolls back what was not committed
-        except (sqlite3.Error, OSError) as error:
-            raise StorageError(
-                f"{self.path}: {error}; free some space or correct the permissions, or move the file away"
-            ) from error
+    def _transaction(self) -> AbstractContextManager[sqlite3.Connection]:
+        return transaction(self.path, _SCHEMA, "facts")
 
 
 def compare(
