@@ -32,6 +32,7 @@ from audio_assets.automation import (
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
 from audio_assets.resources.event_queue import EventQueueResource
 from audio_assets.resources.home import HomeResource
+from audio_assets.resources.mapper import MapperResource
 from audio_assets.resources.progress import LogProgress
 from audio_assets.resources.r2 import R2Resource
 from audio_assets.resources.whisper import WhisperResource
@@ -67,6 +68,7 @@ def build_definitions(**resources: Any) -> dg.Definitions:
             "whisper": WhisperResource(),
             "event_queue": EventQueueResource(),
             "home": HomeResource(),
+            "mapper": MapperResource(),
             "warehouse": PartitionedDuckDBIOManager(),
             "progress": LogProgress(),
             **resources,

@@ -1,5 +1,7 @@
 """`raw_audio`: the prefix's objects, downloaded, verified and probed."""
 
+from collections.abc import Sequence
+
 import dagster as dg
 from pydantic import Field
 
@@ -15,12 +17,14 @@ from audio_assets.assets.common import (
     table_type,
 )
 from audio_assets.assets.r2_prefixes import r2_prefixes
-from audio_assets.ingest.intake import IntakeOptions, IntakeProgress, ingest_mirror, ingest_prefix
+from audio_assets.ingest.intake import IntakeOptions, IntakeProgress, Taken, Task, ingest_mirror, ingest_prefix
 from audio_assets.partitions import prefix_for, prefix_partitions
 from audio_assets.resources.duckdb_io import UNCHANGED, PartitionedDuckDBIOManager
 from audio_assets.resources.home import HomeResource
+from audio_assets.resources.mapper import MapperResource, Results
 from audio_assets.resources.progress import Progress
 from audio_assets.resources.r2 import R2Resource
+from audio_assets.resources.stages import TakeIn
 from audio_assets.storage.content import content_version
 
 VERSIONED = ["id", "etag", "size_bytes", "sha256", "status", "error"]
@@ -72,6 +76,7 @@ def raw_audio(
     config: RawAudioConfig,
     r2: R2Resource,
     home: HomeResource,
+    mapper: MapperResource,
     warehouse: dg.ResourceParam[PartitionedDuckDBIOManager],
     progress: dg.ResourceParam[Progress],
 ) -> dg.MaterializeResult:
@@ -93,8 +98,11 @@ def raw_audio(
             def on_progress(p: IntakeProgress) -> None:
                 task.update(p.done, p.total, f"{p.bytes_downloaded / 1e6:.1f} MB downloaded")
 
+            def spread(tasks: Sequence[Task]) -> Results[Taken]:
+                return mapper.map(TakeIn(prefix, home, options, None if config.skip_ingestion else r2), tasks)
+
             if config.skip_ingestion:
-                intake = ingest_mirror(home.mirror(), prefix, home.depth(), previous, options, on_progress)
+                intake = ingest_mirror(home.mirror(), prefix, home.depth(), previous, options, on_progress, spread)
             else:
                 if not home.paths().bucket.exists():
                     # Only a bucket that can be read is noted as this home's; later the listing itself tells.
@@ -109,6 +117,7 @@ def raw_audio(
                     previous,
                     options,
                     on_progress,
+                    spread,
                 )
     table = intake.table
     return dg.MaterializeResult(

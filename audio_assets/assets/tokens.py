@@ -1,5 +1,7 @@
 """`tokens`: the words of each transcript of the prefix."""
 
+from contextlib import closing
+
 import dagster as dg
 import pyarrow as pa
 from pydantic import Field
@@ -8,11 +10,12 @@ from audio_assets import checks, schemas, settings
 from audio_assets.assets.common import OWNERS, WAREHOUSE, preview, readable_errors, table_metadata, table_type
 from audio_assets.partitions import prefix_partitions
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
+from audio_assets.resources.mapper import MapperResource
+from audio_assets.resources.stages import Tokenize
 from audio_assets.summary.insight import drift
 from audio_assets.text.enrich import KINDS, EnrichOptions, enrich
 from audio_assets.text.normalize import NORMALIZERS
 from audio_assets.text.tokenize import COLUMNS, TokenizeOptions
-from audio_assets.text.workers import tokenize_in_workers
 
 
 class TokensConfig(dg.Config):
@@ -84,13 +87,19 @@ def tokens(
     context: dg.AssetExecutionContext,
     config: TokensConfig,
     transcripts: pa.Table,
+    mapper: MapperResource,
     warehouse: dg.ResourceParam[PartitionedDuckDBIOManager],
 ) -> dg.MaterializeResult:
     """Split each transcript into normalized words."""
     with readable_errors():
         additions = config.additions()
         additions.check()
-        table, notes = enrich(tokenize_in_workers(transcripts, config.options(), config.workers), additions)
+        stage = Tokenize(config.options(), config.workers)
+        stage.options.check()
+        with closing(mapper.map(stage, stage.items(transcripts))) as results:
+            split = dict(results)
+        words = pa.concat_tables([schemas.TOKENS.empty(), *(split[number] for number in sorted(split))])
+        table, notes = enrich(words, additions)
         columns = ["id", "transcription", "tokens"]
         changes = drift(table, warehouse.store().read(schemas.TOKENS, [context.partition_key], columns))
     for note in notes:

@@ -23,13 +23,13 @@ from audio_assets.assets.common import (
 from audio_assets.partitions import prefix_for, prefix_partitions
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
 from audio_assets.resources.home import HomeResource
+from audio_assets.resources.mapper import MapperResource, Results
 from audio_assets.resources.progress import AudioMinutes, Progress
+from audio_assets.resources.stages import Budget, Transcribe
 from audio_assets.resources.whisper import WhisperResource
 from audio_assets.speech.decode import Limits
-from audio_assets.speech.ledger import Account, bring_up_to_date
-from audio_assets.speech.openai_api import OpenAIEngine
-from audio_assets.speech.shared_cap import SharedCap
-from audio_assets.speech.transcribe import AudioFile, TranscribeOptions, transcribe_files
+from audio_assets.speech.ledger import Account, bring_up_to_date, money_metadata
+from audio_assets.speech.transcribe import AudioFile
 
 BACKFILL_TAG = "dagster/backfill"
 """Dagster's mark on the runs of one backfill."""
@@ -107,6 +107,7 @@ def transcripts(
     raw_audio: pa.Table,
     whisper: WhisperResource,
     home: HomeResource,
+    mapper: MapperResource,
     warehouse: dg.ResourceParam[PartitionedDuckDBIOManager],
     progress: dg.ResourceParam[Progress],
 ) -> dg.MaterializeResult:
@@ -119,26 +120,27 @@ def transcripts(
         mirror = home.mirror()
         files = [AudioFile(r["id"], mirror.path_for(r["id"]), r["sha256"]) for r in rows if r["status"] == "ok"]
         done: dict[str, dict[str, Any]] = {}
-        account = _account(context, config, home)
+        money = Account().figures()
         if files:
+            stage = Transcribe(
+                prefix,
+                home,
+                whisper,
+                Budget(config.max_cost_usd, context.run.run_id, context.run.tags.get(BACKFILL_TAG)),
+                batch_size=config.batch_size,
+                max_workers=config.max_workers,
+                fresh_ids=_fresh_ids(files, config),
+                limits=config.limits(),
+            )
             durations_s = {r["id"]: r["duration_s"] or 0.0 for r in rows if r["status"] == "ok"}
-            engine = whisper.billed_engine(account, home.cache())
-            with (
-                _recorded(context, account, home, warehouse),
-                progress.task(f"transcripts {context.partition_key}", "min", context.log.info) as task,
-            ):
+            with progress.task(f"transcripts {context.partition_key}", "min", context.log.info) as task:
                 minutes = AudioMinutes(task, durations_s)
-                options = TranscribeOptions(
-                    batch_size=config.batch_size,
-                    max_workers=config.max_workers,
-                    fresh_ids=_fresh_ids(files, config),
-                    limits=config.limits(),
-                    on_stop=engine.halt if isinstance(engine, OpenAIEngine) else lambda: None,
-                    on_window=minutes.heard,
-                )
-                for result in transcribe_files(files, engine, home.cache(), options):
-                    done[result.id] = result.row(prefix)
-                    minutes.finished(result.id, result.cached)
+                results = mapper.map(stage, files, lambda heard: minutes.heard(*heard))
+                with _recorded(context, results, home, warehouse):
+                    for result in results:
+                        done[result.id] = result.row(prefix)
+                        minutes.finished(result.id, result.cached)
+                money = results.figures()
         kept = {r["id"]: r for r in previous.to_pylist()} if any(r["status"] == "gone" for r in rows) else {}
         table = schemas.TRANSCRIPTS.from_rows([done.get(r["id"]) or _without_result(r, prefix, kept) for r in rows])
     new = [r for r in done.values() if not r["cached"]]
@@ -151,7 +153,7 @@ def transcripts(
                 "cached": len(done) - len(new),
                 "audio_minutes": round(sum(r["duration_s"] or 0.0 for r in done.values()) / 60, 2),
                 "speech_minutes": round(sum(r["speech_s"] or 0.0 for r in done.values()) / 60, 2),
-                **account.metadata(),
+                **money_metadata(money, config.max_cost_usd),
                 "elapsed_s": round(time.monotonic() - started, 3),
                 "preview": preview(table, ["id", "transcription", "language", "cached", "status", "error"]),
             },
@@ -160,26 +162,19 @@ def transcripts(
     )
 
 
-def _account(context: dg.AssetExecutionContext, config: TranscriptsConfig, home: HomeResource) -> Account:
-    """The budget of the run; the runs of one backfill have one in common."""
-    root, run, backfill = home.paths().ledger, context.run.run_id, context.run.tags.get(BACKFILL_TAG)
-    prefix = prefix_for(context.partition_key)
-    shared = (
-        SharedCap(root / "caps" / f"{backfill}.json", run) if backfill and config.max_cost_usd is not None else None
-    )
-    return Account(config.max_cost_usd, root, lambda id: prefix, run, shared)
-
-
 @contextmanager
 def _recorded(
-    context: dg.AssetExecutionContext, account: Account, home: HomeResource, warehouse: PartitionedDuckDBIOManager
+    context: dg.AssetExecutionContext,
+    results: Results[Any],
+    home: HomeResource,
+    warehouse: PartitionedDuckDBIOManager,
 ) -> Iterator[None]:
-    """Close the account at the end; when the step fails, put its requests on record, since no later step will."""
+    """Close ``results`` at the end; when the step fails, put its requests on record, since no later step will."""
     try:
-        with closing(account):
+        with closing(results):
             yield
     except Exception:
-        if account.attempts:
+        if results.figures()["attempts"]:
             key, store = context.partition_key, warehouse.store()
             recorded = store.read(schemas.TRANSCRIPTION_LEDGER, [key]).to_pylist()
             rows = bring_up_to_date(home.paths().ledger, prefix_for(key), recorded, time.time())

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -107,10 +109,76 @@ ProgressCallback = Callable[[IntakeProgress], None]
 
 
 @dataclass(frozen=True)
-class _Taken:
+class Task:
+    """One object to take in: its key, what the listing says of it (None: it lies in the mirror), its row of before."""
+
+    key: str
+    found: RemoteObject | None
+    before: Row | None
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What became of a `Task`: its row, and downloaded, skipped or failed."""
+
     row: Row
     action: str
     bytes_downloaded: int = 0
+
+
+class Results(Protocol):
+    """What became of tasks, as it comes. Closing it begins nothing more."""
+
+    def __iter__(self) -> Iterator[Taken]: ...
+
+    def close(self) -> object:
+        """End the work."""
+        ...
+
+
+Spread = Callable[[Sequence[Task]], Results]
+"""Has tasks done, by whomever, and gives what became of each as it comes: `take`, with all else filled in."""
+
+
+def take(
+    tasks: Iterable[Task],
+    prefix: str,
+    mirror: Mirror,
+    options: IntakeOptions,
+    client: Any = None,
+    bucket: str = "",
+) -> Generator[Taken, None, None]:
+    """Fetch what the mirror does not hold, and probe; gives what became of each task as it comes.
+
+    ``tasks`` may be an iterator that waits for results before it goes on. Closing the generator, as an error that dooms
+    every file or Ctrl-C does, begins nothing more.
+
+    Args:
+        tasks: what to take in.
+        prefix: the partition's prefix.
+        mirror: where the files are kept.
+        options: batch size, workers, largest object.
+        client: a boto3 S3 client with at least ``options.max_workers`` connections, where tasks come from a listing.
+        bucket: name of its bucket.
+
+    Raises:
+        SettingsError: bucket, credentials or endpoint are wrong; nothing else can succeed either.
+    """
+
+    def one(task: Task, cancelled: threading.Event) -> Taken:
+        if task.found is None:
+            return _take_file(task.key, prefix, mirror, task.before)
+        if options.max_object_bytes is not None and task.found.size_bytes > options.max_object_bytes:
+            return _too_large(task.found, prefix, options.max_object_bytes)
+        return _take_object(client, bucket, task.found, prefix, mirror, task.before, cancelled)
+
+    with Workers(one, options.max_workers) as workers:
+        yield from workers.each(tasks, options.batch_size)
+
+
+def lost(task: Task, prefix: str, reason: str) -> Taken:
+    """The row of an object that could not be taken in for a ``reason`` outside of it."""
+    return Taken(_failed_row(task.key, prefix, "failed", reason) | _listing(task.found), "failed")
 
 
 def ingest_prefix(
@@ -122,6 +190,7 @@ def ingest_prefix(
     previous: pa.Table | None = None,
     options: IntakeOptions | None = None,
     on_progress: ProgressCallback | None = None,
+    spread: Spread | None = None,
 ) -> Intake:
     """Bring the mirror and the rows of one partition up to date with the bucket.
 
@@ -137,6 +206,7 @@ def ingest_prefix(
         previous: the partition's rows as they were, if any.
         options: batch size, workers, limit.
         on_progress: called in this thread, once per file; once for all files that need nothing.
+        spread: who takes the objects in; by default threads of this process.
 
     Raises:
         SettingsError: bucket, credentials or endpoint are wrong; nothing else can succeed either.
@@ -146,13 +216,9 @@ def ingest_prefix(
     mirror.remove_stale_parts()
     found = survey(client, bucket, prefix, depth, mirror, stored, options)
     before = _by_id(_rows_of(stored, {each.key for each in found.todo}))
-
-    def take(each: RemoteObject, cancelled: threading.Event) -> _Taken:
-        if options.max_object_bytes is not None and each.size_bytes > options.max_object_bytes:
-            return _too_large(each, prefix, options.max_object_bytes)
-        return _take_object(client, bucket, each, prefix, mirror, before.get(each.key), cancelled)
-
-    done = _run(found.todo, take, found.skipped, options, on_progress)
+    tasks = [Task(each.key, each, before.get(each.key)) for each in found.todo]
+    spread = spread or partial(take, prefix=prefix, mirror=mirror, options=options, client=client, bucket=bucket)
+    done = _run(tasks, spread, found.skipped, on_progress)
     gone = {id: _gone_from_bucket(row) for id, row in _by_id(_rows_of(stored, found.vanished)).items()}
     table = _replaced(stored, done.rows | gone, found.replaced)
     return done.intake(table, found.listed, found.selected, changed=previous is None or not table.equals(previous))
@@ -222,6 +288,7 @@ def ingest_mirror(
     previous: pa.Table | None = None,
     options: IntakeOptions | None = None,
     on_progress: ProgressCallback | None = None,
+    spread: Spread | None = None,
 ) -> Intake:
     """Rows for the files of one partition as they lie in the mirror, without any bucket.
 
@@ -235,14 +302,12 @@ def ingest_mirror(
         previous: the partition's rows as they were, if any.
         options: batch size, workers, limit.
         on_progress: called in this thread, once per file.
+        spread: who looks at the files; by default threads of this process.
     """
     options = options or IntakeOptions()
     known = _by_id(previous)
     keys = sorted(key for key in mirror.files(prefix) if prefix_of(key, depth) == prefix)
     chosen = [key for key in keys if options.wants(key)][: options.limit]
-
-    def take(key: str, _: threading.Event) -> _Taken:
-        return _take_file(key, prefix, mirror, known.get(key))
 
     lying, taken = set(keys), set(chosen)
     kept = {
@@ -253,7 +318,8 @@ def ingest_mirror(
     misnamed = {name for name in mirror.misnamed() if prefix_of(name, depth) == prefix and options.wants(name)}
     for name in sorted(misnamed):
         kept[name] = _failed_row(name, prefix, "failed", "the mirror cannot read this file name; rename the file")
-    done = _run(chosen, take, 0, options, on_progress)
+    tasks = [Task(key, None, known.get(key)) for key in chosen]
+    done = _run(tasks, spread or partial(take, prefix=prefix, mirror=mirror, options=options), 0, on_progress)
     rows = kept | done.rows
     table = RAW_AUDIO.from_rows([rows[key] for key in sorted(rows)])
     changed = previous is None or not table.equals(previous)
@@ -298,23 +364,17 @@ class _Done:
         )
 
 
-def _run(
-    todo: Sequence[Any],
-    take: Callable[[Any, threading.Event], _Taken],
-    skipped: int,
-    options: IntakeOptions,
-    on_progress: ProgressCallback | None,
-) -> _Done:
-    """Take in ``todo``; never more than a batch at once, and another one as soon as one is done."""
+def _run(tasks: Sequence[Task], spread: Spread, skipped: int, on_progress: ProgressCallback | None) -> _Done:
+    """Have ``tasks`` done, and count."""
     rows: dict[str, Row] = {}
     actions: Counter[str] = Counter(skipped=skipped)
     fetched = 0
-    total = skipped + len(todo)
+    total = skipped + len(tasks)
     if skipped and on_progress is not None:
         on_progress(IntakeProgress(skipped, total, "", "skipped", "ok", 0))
     # An error that dooms every file, or Ctrl-C, ends the block: what has not begun is not begun.
-    with Workers(take, options.max_workers) as workers:
-        for taken in workers.each(todo, options.batch_size):
+    with closing(spread(tasks)) as results:
+        for taken in results:
             key = str(taken.row["id"])
             rows[key] = taken.row
             actions[taken.action] += 1
@@ -354,33 +414,35 @@ def _take_object(
     mirror: Mirror,
     before: Row | None,
     cancelled: threading.Event,
-) -> _Taken:
+) -> Taken:
     try:
         held = mirror.state(found.key) if mirror.holds(found) else None
         state = held or download(client, bucket, found, mirror, cancelled=cancelled)
     except FileError as error:
-        return _Taken(_failed_row(found.key, prefix, error.status, str(error)) | _listing(found), "failed")
+        return Taken(_failed_row(found.key, prefix, error.status, str(error)) | _listing(found), "failed")
     row = _row(state, prefix, mirror, before)
-    return _Taken(row, "skipped") if held else _Taken(row, "downloaded", state.size_bytes)
+    return Taken(row, "skipped") if held else Taken(row, "downloaded", state.size_bytes)
 
 
-def _too_large(found: RemoteObject, prefix: str, limit: int) -> _Taken:
+def _too_large(found: RemoteObject, prefix: str, limit: int) -> Taken:
     reason = f"not fetched: {found.size_bytes} bytes, over max_object_bytes {limit}; raise it to take the object in"
-    return _Taken(_failed_row(found.key, prefix, "invalid", reason) | _listing(found), "skipped")
+    return Taken(_failed_row(found.key, prefix, "invalid", reason) | _listing(found), "skipped")
 
 
-def _listing(found: RemoteObject) -> Row:
+def _listing(found: RemoteObject | None) -> Row:
+    if found is None:
+        return {}
     return {"etag": found.etag, "size_bytes": found.size_bytes, "last_modified": found.last_modified}
 
 
-def _take_file(key: str, prefix: str, mirror: Mirror, before: Row | None) -> _Taken:
+def _take_file(key: str, prefix: str, mirror: Mirror, before: Row | None) -> Taken:
     try:
         state = mirror.inspect(key)
     except FileError as error:
-        return _Taken(_failed_row(key, prefix, error.status, str(error)), "failed")
+        return Taken(_failed_row(key, prefix, error.status, str(error)), "failed")
     if state is None:
-        return _Taken(_failed_row(key, prefix, "failed", "the file was removed while it was read"), "failed")
-    return _Taken(_row(state, prefix, mirror, before), "skipped")
+        return Taken(_failed_row(key, prefix, "failed", "the file was removed while it was read"), "failed")
+    return Taken(_row(state, prefix, mirror, before), "skipped")
 
 
 def _row(state: ObjectState, prefix: str, mirror: Mirror, before: Row | None) -> Row:

@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -14,6 +14,13 @@ Result = TypeVar("Result")
 
 GRACE_S = 2.0
 """How long `Workers` waits at the end for work under way. A read that hangs would hold it for the read timeout."""
+
+
+@dataclass(frozen=True)
+class _Fed:
+    """All items were handed out: there are so many."""
+
+    count: int
 
 
 class Workers(Generic[Item, Result]):
@@ -27,7 +34,8 @@ class Workers(Generic[Item, Result]):
         self._work = work
         self._cancelled = threading.Event()
         self._items: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[Result | BaseException] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[Result | BaseException | _Fed] = queue.SimpleQueue()
+        self._room = threading.Semaphore(0)
         self._threads = [threading.Thread(target=self._run, name=f"ingest-{i}", daemon=True) for i in range(count)]
 
     def __enter__(self) -> Workers[Item, Result]:
@@ -37,6 +45,7 @@ class Workers(Generic[Item, Result]):
 
     def __exit__(self, *_: object) -> None:
         self._cancelled.set()
+        self._room.release()
         for _thread in self._threads:
             self._items.put(None)
         deadline = time.monotonic() + GRACE_S
@@ -46,22 +55,37 @@ class Workers(Generic[Item, Result]):
     def each(self, items: Iterable[Item], window: int) -> Iterator[Result]:
         """The result of each item, as they come; an exception is raised here.
 
-        At most ``window`` items are under way; as soon as one is done the next begins.
+        At most ``window`` items are under way; as soon as one is done the next begins. ``items`` may wait for results
+        before it gives the next: it is iterated in a thread of its own.
         """
-        waiting = iter(items)
-        flying = 0
-        for item in islice(waiting, window):
-            self._items.put(item)
-            flying += 1
-        while flying:
+        feeder = threading.Thread(target=self._feed, args=(iter(items), window), name="ingest-feed", daemon=True)
+        feeder.start()
+        done = 0
+        total: int | None = None
+        while total is None or done < total:
             result = self._results.get()
             if isinstance(result, BaseException):
                 raise result
-            flying -= 1
-            for item in islice(waiting, 1):
-                self._items.put(item)
-                flying += 1
+            if isinstance(result, _Fed):
+                total = result.count
+                continue
+            done += 1
+            self._room.release()
             yield result
+
+    def _feed(self, items: Iterator[Item], window: int) -> None:
+        self._room.release(window)
+        count = 0
+        try:
+            for item in items:
+                self._room.acquire()
+                if self._cancelled.is_set():
+                    return
+                self._items.put(item)
+                count += 1
+            self._results.put(_Fed(count))
+        except BaseException as error:  # it is raised again in the caller's thread
+            self._results.put(error)
 
     def _run(self) -> None:
         while (item := self._items.get()) is not None:

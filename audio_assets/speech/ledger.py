@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -100,16 +100,19 @@ class Account:
         """What counts against the cap: what was billed and what may have been."""
         return self.cost_usd + self.uncertain_usd
 
+    def figures(self) -> dict[str, float]:
+        """The money in figures that may be added to those of other accounts."""
+        return {
+            "cost_usd": self.cost_usd,
+            "uncertain_usd": self.uncertain_usd,
+            "requests": self.requests,
+            "attempts": self.attempts,
+            "refused": self.refused,
+        }
+
     def metadata(self) -> dict[str, Any]:
         """The money in figures; ``cost_usd`` is the sum over the run's rows of the ledger."""
-        figures: dict[str, Any] = {"cost_usd": round(self.cost_usd, 9)}
-        if self.requests:
-            figures |= {"requests": self.requests, "attempts": self.attempts}
-        if self.uncertain_usd:
-            figures["uncertain_usd"] = round(self.uncertain_usd, 9)
-        if self.cap_usd is not None:
-            figures |= {"max_cost_usd": self.cap_usd, "refused_by_cap": self.refused}
-        return figures
+        return money_metadata(self.figures(), self.cap_usd)
 
     async def reserve(self, amount_usd: float) -> None:
         """Set money aside for an attempt; waits for other attempts to settle where that decides.
@@ -200,6 +203,18 @@ class Account:
             self._files[request.prefix] = handle
         # In the kernel's hands a line survives the death of this process; `close` makes it survive that of the machine.
         os.write(handle, json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+
+
+def money_metadata(figures: Mapping[str, float], cap_usd: float | None) -> dict[str, Any]:
+    """`Account.figures`, of one account or the sum of several, as a run shows them."""
+    shown: dict[str, Any] = {"cost_usd": round(figures["cost_usd"], 9)}
+    if figures["requests"]:
+        shown |= {"requests": int(figures["requests"]), "attempts": int(figures["attempts"])}
+    if figures["uncertain_usd"]:
+        shown["uncertain_usd"] = round(figures["uncertain_usd"], 9)
+    if cap_usd is not None:
+        shown |= {"max_cost_usd": cap_usd, "refused_by_cap": int(figures["refused"])}
+    return shown
 
 
 def journal_directory(root: Path, prefix: str) -> Path:

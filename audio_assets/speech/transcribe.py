@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -67,10 +67,11 @@ class TranscribeOptions:
     ``batch_size`` caps the windows of one engine call (None: what the engine likes best), ``max_workers`` the calls at
     once. With ``use_cache`` False nothing is read from the cache; results are stored all the same. ``fresh_ids`` are
     transcribed anew whatever the cache holds. ``readers`` are the threads that decode; ``ahead_s`` is how many seconds
-    of audio may wait for the model. ``on_stop`` is called when the run ends, finished or not, before waiting for calls
-    under way. ``on_window`` is called in the caller's thread whenever a window is done, with the file's id, the seconds
-    of the recording that are done with it (the silence before it included), and whether the cache held it. ``timings``
-    collects the seconds spent decoding, finding speech and waiting.
+    of audio may wait for the model. With ``live`` the next file may come only after results of earlier ones were taken:
+    whoever waits for it keeps nobody waiting. ``on_stop`` is called when the run ends, finished or not, before waiting
+    for calls under way. ``on_window`` is called in the caller's thread whenever a window is done, with the file's id,
+    the seconds of the recording that are done with it (the silence before it included), and whether the cache held it.
+    ``timings`` collects the seconds spent decoding, finding speech and waiting.
     """
 
     batch_size: int | None = None
@@ -81,6 +82,7 @@ class TranscribeOptions:
     readers: int | None = None
     ahead_s: float = 600.0
     on_stop: Callable[[], None] = lambda: None
+    live: bool = False
     on_window: Callable[[str, float, bool], None] = lambda id, seconds, known: None
     timings: Timings = field(default_factory=Timings)
 
@@ -331,14 +333,18 @@ class _Run:
         self._jobs_lock = threading.Lock()
         self._done: set[str] = set()
         self._held_elsewhere: deque[_Job] = deque()
+        self._reading = self._reader_count
         self._stopped = threading.Event()
         self._alive = 0
         self._threads: list[threading.Thread] = []
 
     def results(self) -> Iterator[FileTranscript]:
-        self._pool.start(self._reader_count, self._workers, self._batch)
-        self._alive = self._reader_count + self._workers
-        for target, count in ((self._read, self._reader_count), (self._work, self._workers)):
+        targets = [(self._read, self._reader_count), (self._work, self._workers)]
+        if self._options.live:
+            targets.append((self._read_held, 1))
+        self._alive = sum(count for _, count in targets)
+        self._pool.start(self._alive - self._workers, self._workers, self._batch)
+        for target, count in targets:
             for i in range(count):
                 name = f"speech{target.__name__}-{i}"
                 self._threads.append(threading.Thread(target=self._guard, args=(target,), name=name, daemon=True))
@@ -370,7 +376,7 @@ class _Run:
         except BaseException as error:  # it is raised again in the caller's thread
             self._out.put(error)
         finally:
-            if target == self._read:
+            if target != self._work:
                 self._pool.reader_done()
             self._out.put(None)
 
@@ -378,11 +384,14 @@ class _Run:
 
     def _read(self) -> None:
         while not self._stopped.is_set():
-            with self._files_lock:
-                file = next(self._files, None)
+            file = self._next_file()
             if file is None:
                 break
             self._read_file(file)
+        if self._options.live:
+            with self._files_lock:
+                self._reading -= 1
+            return
         while not self._stopped.is_set():
             try:
                 job = self._held_elsewhere.popleft()
@@ -395,6 +404,28 @@ class _Run:
                 # What another process has just transcribed is fresh.
                 job.fresh = False
                 self._read_job(job)
+
+    def _read_held(self) -> None:
+        """Of live files the last may come only once those held elsewhere are done: they are looked after meanwhile."""
+        while not self._stopped.is_set():
+            ended = not self._reading
+            try:
+                job = self._held_elsewhere.popleft()
+            except IndexError:
+                if ended:
+                    return
+            else:
+                if self._hold(job):
+                    job.fresh = False
+                    self._read_job(job)
+                    continue
+                self._held_elsewhere.append(job)
+            with self._pool.standing_still():
+                self._stopped.wait(_HELD_POLL_S)
+
+    def _next_file(self) -> AudioFile | None:
+        with self._pool.standing_still() if self._options.live else nullcontext(), self._files_lock:
+            return next(self._files, None)
 
     def _read_file(self, file: AudioFile) -> None:
         started = time.monotonic()

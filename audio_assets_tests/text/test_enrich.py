@@ -169,6 +169,7 @@ def test_the_asset_takes_its_switches_from_the_run_else_from_the_environment(
     from audio_assets.assets.tokens import TokensConfig
     from audio_assets.assets.tokens import tokens as asset
     from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
+    from audio_assets.resources.mapper import MapperResource
 
     monkeypatch.setenv("AUDIO_ASSETS_ENRICH", "pii, sentiment")
     monkeypatch.setenv("AUDIO_ASSETS_ENTITY_MODEL", "en_core_web_xx")
@@ -180,7 +181,8 @@ def test_the_asset_takes_its_switches_from_the_run_else_from_the_environment(
     )
 
     warehouse = PartitionedDuckDBIOManager(tables_root=str(tmp_path), database=str(tmp_path / "w.duckdb"))
-    made = asset(dg.build_asset_context(partition_key="p"), TokensConfig(enrich=["pii"]), transcripts, warehouse)
+    context = dg.build_asset_context(partition_key="p")
+    made = asset(context, TokensConfig(enrich=["pii"]), transcripts, MapperResource(), warehouse)
 
     [row] = made.value.to_pylist()
     assert (row["redacted"], row["content_tokens"][:1]) == ("pin [NUMBER]", [])

@@ -1,0 +1,208 @@
+"""The stages that a `mapper` applies to the files of a partition: what they need, in plain data, and how they begin."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from audio_assets.errors import FileFailed
+from audio_assets.ingest import intake
+from audio_assets.ingest.intake import IntakeOptions, Taken, Task
+from audio_assets.resources.home import HomeResource
+from audio_assets.resources.mapper import Tell
+from audio_assets.resources.r2 import R2Resource
+from audio_assets.resources.whisper import WhisperResource
+from audio_assets.speech.decode import Limits
+from audio_assets.speech.ledger import Account
+from audio_assets.speech.openai_api import OpenAIEngine
+from audio_assets.speech.shared_cap import SharedCap
+from audio_assets.speech.transcribe import AudioFile, FileTranscript, TranscribeOptions, fingerprint, transcribe_files
+from audio_assets.text.tokenize import TokenizeOptions, tokenize
+from audio_assets.text.workers import tokenize_in_workers
+
+JOB_ROWS = 4_096
+"""Transcripts that are split into words at a time."""
+
+Heard = tuple[str, float, bool]
+"""News of `Transcribe`: a file's id, seconds of it that are done, whether an earlier run did them."""
+
+
+@dataclass
+class TakeIn:
+    """Fetch, verify and probe objects. Without ``r2``, look at the files that lie in the mirror."""
+
+    prefix: str
+    home: HomeResource
+    options: IntakeOptions
+    r2: R2Resource | None
+
+    def apply(self, items: Iterable[Task], tell: Tell) -> Generator[Taken, None, None]:
+        """One row per object."""
+        client = self.r2.get_client() if self.r2 else None
+        bucket = self.r2.bucket_name() if self.r2 else ""
+        return intake.take(items, self.prefix, self.home.mirror(), self.options, client, bucket)
+
+    def name(self, item: Task) -> str:
+        """Its key."""
+        return item.key
+
+    def name_of(self, result: Taken) -> str:
+        """The key of its row."""
+        return str(result.row["id"])
+
+    def together(self, item: Task) -> str:
+        """Every object by itself."""
+        return item.key
+
+    def lost(self, item: Task, reason: str) -> Taken:
+        """A failed row."""
+        return intake.lost(item, self.prefix, reason)
+
+    def figures(self) -> dict[str, float]:
+        """Nothing is counted."""
+        return {}
+
+    def alike(self) -> str:
+        """Bytes are bytes."""
+        return ""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run may spend: at most ``cap_usd``, with all runs of ``backfill`` together where there is one."""
+
+    cap_usd: float | None
+    run: str
+    backfill: str | None = None
+
+
+@dataclass
+class Transcribe:
+    """Transcribe recordings with the engine that ``whisper`` makes; tells `Heard` of windows that are done."""
+
+    prefix: str
+    home: HomeResource
+    whisper: WhisperResource
+    budget: Budget
+    batch_size: int
+    max_workers: int | None
+    fresh_ids: frozenset[str]
+    limits: Limits
+
+    def __post_init__(self) -> None:
+        self._figures = Account().figures()
+
+    def apply(self, items: Iterable[AudioFile], tell: Tell) -> Generator[FileTranscript, None, None]:
+        """One transcript per recording."""
+        alone = isinstance(items, Sequence)
+        cache = self.home.cache()
+        with closing(self._account(alone)) as account:
+            engine = self.whisper.billed_engine(account, cache)
+            options = TranscribeOptions(
+                batch_size=self.batch_size,
+                max_workers=self.max_workers,
+                fresh_ids=self.fresh_ids,
+                limits=self.limits,
+                on_stop=engine.halt if isinstance(engine, OpenAIEngine) else lambda: None,
+                on_window=lambda id, seconds, known: tell((id, seconds, known)),
+                live=not alone,
+            )
+            try:
+                for result in transcribe_files(items, engine, cache, options):
+                    self._figures = account.figures()
+                    yield result
+            finally:
+                self._figures = account.figures()
+
+    def _account(self, alone: bool) -> Account:
+        """The budget of this copy of the stage; copies and the runs of one backfill have one in common."""
+        budget, root = self.budget, self.home.paths().ledger
+        common = budget.backfill or (None if alone else budget.run)
+        name = budget.run if alone else f"{budget.run}/{uuid.uuid4().hex}"
+        capped = common and budget.cap_usd is not None
+        shared = SharedCap(root / "caps" / f"{common}.json", name) if capped else None
+        return Account(budget.cap_usd, root, lambda id: self.prefix, budget.run, shared)
+
+    def name(self, item: AudioFile) -> str:
+        """Its id."""
+        return item.id
+
+    def name_of(self, result: FileTranscript) -> str:
+        """The recording's id."""
+        return result.id
+
+    def together(self, item: AudioFile) -> str:
+        """The same bytes are transcribed once: the first of them is, the others follow it."""
+        return item.sha256
+
+    def lost(self, item: AudioFile, reason: str) -> FileTranscript:
+        """A failed row."""
+        engine = self.whisper.engine_name()
+        return FileTranscript(item.id, item.sha256, FileFailed.status, engine, "", "", error=reason)
+
+    def figures(self) -> dict[str, float]:
+        """The money, as `Account.figures` has it."""
+        return self._figures
+
+    def alike(self) -> str:
+        """The key under which the results are kept: weights, options, versions."""
+        return fingerprint(self.whisper.create_engine())
+
+
+Rows = tuple[int, pa.RecordBatch]
+"""Transcripts, and where they stand among the others."""
+
+
+@dataclass
+class Tokenize:
+    """Split transcripts into words, some thousand at a time; in ``workers`` processes where all are at hand."""
+
+    options: TokenizeOptions
+    workers: int | None
+
+    @staticmethod
+    def items(transcripts: pa.Table) -> list[Rows]:
+        """The transcripts as items."""
+        return list(enumerate(transcripts.to_batches(JOB_ROWS)))
+
+    def apply(self, items: Iterable[Rows], tell: Tell) -> Generator[tuple[int, pa.Table], None, None]:
+        """The words of each batch; of all of them at once where they are at hand."""
+        if not isinstance(items, Sequence):
+            for number, batch in items:
+                yield number, tokenize(pa.Table.from_batches([batch]), self.options)
+        elif items:
+            transcripts = pa.Table.from_batches([batch for _, batch in items])
+            yield 0, tokenize_in_workers(transcripts, self.options, self.workers)
+
+    def name(self, item: Rows) -> int:
+        """Its place."""
+        return item[0]
+
+    def name_of(self, result: tuple[int, pa.Table]) -> int:
+        """The place of its item."""
+        return result[0]
+
+    def together(self, item: Rows) -> int:
+        """Every batch by itself."""
+        return item[0]
+
+    def lost(self, item: Rows, reason: str) -> Any:
+        """There are no words to be had without the work.
+
+        Raises:
+            FileFailed: always.
+        """
+        raise FileFailed(f"transcripts {item[0] * JOB_ROWS} ff. cannot be split into words: {reason}")
+
+    def figures(self) -> dict[str, float]:
+        """Nothing is counted."""
+        return {}
+
+    def alike(self) -> str:
+        """Which rules each language has follows from the versions of the libraries."""
+        return repr(self.options)
