@@ -121,6 +121,16 @@ def echoes(text: str) -> bool:
     )
 
 
+def heard_twice(text: str) -> bool:
+    """Whether a text echoes, or is nothing but one phrase said twice: reason for another look, not for a flag.
+
+    People do say "no, no"; a window of one second in which Whisper meets no silence makes it say anything twice.
+    """
+    words = words_of(text)
+    half, odd = divmod(len(words), 2)
+    return bool(words and not odd and words[:half] == words[half:]) or echoes(text)
+
+
 def judge_segment(segment: Segment) -> list[str]:
     """The flags of one segment."""
     flags = []

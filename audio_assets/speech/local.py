@@ -13,7 +13,7 @@ from audio_assets.errors import FileError, FileFailed, SettingsError
 from audio_assets.speech.engine import Clip, ClipResult, Timings, WindowPlan, fingerprint_of
 from audio_assets.speech.packing import PackedWhisper, PackingOptions
 
-ENGINE_VERSION = 5
+ENGINE_VERSION = 6
 """Raised whenever the text that comes out changes for the same input and options."""
 
 _SAMPLE_BYTES = 1 << 20

@@ -138,7 +138,7 @@ class PackedWhisper:
         results = []
         for i, clip in enumerate(clips):
             best = decoded[i]
-            if suspicious(best, clip) or judge.echoes(best.text):
+            if suspicious(best, clip) or judge.heard_twice(best.text):
                 retried += 1
                 with self.timings.stage("retry"):
                     best = self._retry(best, clip, features[i], languages[i][0])
@@ -258,8 +258,11 @@ class PackedWhisper:
         """
         longer = self._features(clip.samples, SECOND_LOOK_S)
         [second] = self._generate(self._pack([self._encode(longer)]), [clip], [language])
-        if not suspicious(second, clip) and not judge.echoes(second.text):
+        if not suspicious(second, clip) and not judge.heard_twice(second.text):
             return second
+        if not any(suspicious(d, clip) or judge.echoes(d.text) for d in (first, second)):
+            # Nothing but a phrase said twice, with more silence, too: a person said it twice.
+            return first
         if clip.speech_s < BRIEF_SPEECH_S and not (runs_away(first, clip) or runs_away(second, clip)):
             return max(first, second, key=lambda d: d.avg_logprob)
         full = np.zeros((features.shape[0], _FULL_FRAMES), np.float32)
@@ -278,8 +281,8 @@ class PackedWhisper:
                 }
             [result] = self._model.generate(states, [prompt], **how, **self._common(prompt, MOST_TOKENS))
             decoded = self._decoded(result, 0, language)
-            # A phrase that is heard twice in the full window too was said twice.
-            if not suspicious(decoded, clip):
+            # A phrase that is heard twice in the full window too was said twice; and so was a text that repeats itself.
+            if not suspicious(decoded, clip) or (temperature == 0 and confirmed(decoded, seen, clip)):
                 return decoded
             seen.append(decoded)
         sound = [d for d in seen if not runs_away(d, clip)] or seen
@@ -376,12 +379,27 @@ def max_length(tokens: int, prompt: int) -> int:
     return max(2 * tokens, prompt - 1 + tokens)
 
 
+def _runaway(clip: Clip) -> float:
+    return RUNAWAY_TOKENS + RUNAWAY_TOKENS_PER_S * clip.duration_s
+
+
 def runs_away(decoded: Decoded, clip: Clip) -> bool:
     """Whether a decoding goes on beyond what the window can hold, or in circles."""
     return (
-        len(decoded.tokens) >= RUNAWAY_TOKENS + RUNAWAY_TOKENS_PER_S * clip.duration_s
+        len(decoded.tokens) >= _runaway(clip)
         or decoded.compression_ratio > RETRY_COMPRESSION
         or judge.repeats(decoded.text)
+    )
+
+
+def confirmed(decoded: Decoded, others: Sequence[Decoded], clip: Clip) -> bool:
+    """Whether a text that repeats itself was heard word for word in a window of another length, and can be spoken."""
+    words = judge.words_of(decoded.text)
+    return (
+        decoded.avg_logprob >= RETRY_LOGPROB
+        and len(decoded.tokens) < _runaway(clip)
+        and not _drops_speech(decoded, clip)
+        and any(judge.words_of(other.text) == words for other in others)
     )
 
 
@@ -389,8 +407,11 @@ def suspicious(decoded: Decoded, clip: Clip) -> bool:
     """Whether a decoding is worth the price of a full window."""
     if runs_away(decoded, clip) or decoded.avg_logprob < RETRY_LOGPROB:
         return True
-    speech_s = clip.speech_s
-    return speech_s >= RETRY_SPEECH_S and len(decoded.tokens) < RETRY_TOKENS_PER_S * speech_s
+    return _drops_speech(decoded, clip)
+
+
+def _drops_speech(decoded: Decoded, clip: Clip) -> bool:
+    return clip.speech_s >= RETRY_SPEECH_S and len(decoded.tokens) < RETRY_TOKENS_PER_S * clip.speech_s
 
 
 def _view(array: Samples) -> Any:

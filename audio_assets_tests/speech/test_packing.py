@@ -155,6 +155,60 @@ def test_a_phrase_that_was_said_twice_stays_and_costs_one_full_window(local_engi
     assert len(looked) == 1
 
 
+def test_a_text_that_repeats_itself_in_every_look_was_said_so(local_engine, two_cities, monkeypatch):
+    """Sampling would give another text each time; the opening of the book is read as it stands."""
+    monkeypatch.setattr(packing, "TEMPERATURES", (0.0,))
+    monkeypatch.setattr(packing, "RETRY_COMPRESSION", 1.3)
+    samples = two_cities[int(0.8 * SAMPLE_RATE_HZ) : int(16.6 * SAMPLE_RATE_HZ)]
+    clip = Clip("long", samples, speech=((0.4, 15.8),))
+    confirmed = []
+    real = packing.confirmed
+    monkeypatch.setattr(packing, "confirmed", lambda *args: confirmed.append(real(*args)) or confirmed[-1])
+    texts = {text_of(next(iter(local_engine.transcribe([clip])))) for _ in range(2)}
+    assert confirmed == [True, True]
+    assert len(texts) == 1
+
+
+@pytest.mark.parametrize(
+    ("decoded", "sure"),
+    [
+        (Decoded(FINE.tokens, "so on and so on and so on and so on", -0.3, 0.0, 3.0), True),
+        (Decoded(FINE.tokens, "so on and so on and so on", -0.3, 0.0, 3.0), False),
+        (Decoded(FINE.tokens, "so on and so on and so on and so on", -1.2, 0.0, 3.0), False),
+        (Decoded(tuple(range(80)), "so on and so on and so on and so on", -0.3, 0.0, 3.0), False),
+        (Decoded((1, 2), "so on and so on and so on and so on", -0.3, 0.0, 3.0), False),
+    ],
+    ids=["heard-again", "heard-otherwise", "unlikely", "too-many-tokens", "speech-dropped"],
+)
+def test_a_repetition_is_confirmed_by_the_same_words_at_a_speakable_rate(decoded, sure):
+    other = Decoded(FINE.tokens, "So on, and so on and so on, and so on.", -0.4, 0.0, 3.0)
+    assert packing.confirmed(decoded, [FINE, other], SPEECH) is sure
+
+
+DOUBLED = Decoded(FINE.tokens, "answered he, answered he.", -0.3, 0.0, 1.2)
+
+
+def test_a_window_that_is_one_phrase_said_twice_is_decoded_with_more_silence(local_engine, clips, monkeypatch):
+    packed = local_engine._packed
+    said, full_windows = iter([DOUBLED, FINE]), []
+    monkeypatch.setattr(packed, "_generate", lambda *_: [next(said)])
+    monkeypatch.setattr(packed, "_decoded", lambda *_: full_windows.append(1) or FINE)
+    [result] = local_engine.transcribe(clips[:1])
+    assert text_of(result) == FINE.text
+    assert not full_windows
+
+
+def test_a_phrase_that_is_heard_twice_with_more_silence_too_was_said_twice(local_engine, clips, monkeypatch):
+    packed = local_engine._packed
+    looks, full_windows = [], []
+    monkeypatch.setattr(packed, "_generate", lambda *_: looks.append(1) or [DOUBLED])
+    monkeypatch.setattr(packed, "_decoded", lambda *_: full_windows.append(1) or FINE)
+    [result] = local_engine.transcribe(clips[:1])
+    assert text_of(result) == DOUBLED.text
+    assert len(looks) == 2
+    assert not full_windows
+
+
 def test_the_last_resort_is_the_full_window(local_engine, clips, monkeypatch):
     packed = local_engine._packed
     encoded = []
@@ -279,7 +333,7 @@ class TestDroppedSpeech:
         monkeypatch.setattr(packed, "_generate", cut)
         # The recording repeats its phrases on purpose; here nothing must be decoded again for that.
         monkeypatch.setattr(packing, "suspicious", lambda decoded, clip: False)
-        monkeypatch.setattr(packing.judge, "echoes", lambda text: False)
+        monkeypatch.setattr(packing.judge, "heard_twice", lambda text: False)
         return seen
 
     def test_what_was_left_out_is_decoded_on_its_own(self, local_engine, long, monkeypatch):
