@@ -41,6 +41,40 @@ _min_grade = click.option(
 )
 
 
+class _Size(click.ParamType):  # type: ignore[type-arg]
+    """A number of bytes: 500MB, 1.5GiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from audio_assets.settings import byte_count
+
+        try:
+            return byte_count(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+_include = click.option(
+    "--include",
+    multiple=True,
+    metavar="GLOB",
+    help="Only objects whose whole key matches; * crosses /. Repeatable. Default: AUDIO_ASSETS_INCLUDE.",
+)
+_exclude = click.option(
+    "--exclude",
+    multiple=True,
+    metavar="GLOB",
+    help="Leave out objects whose key matches. Repeatable. Default: AUDIO_ASSETS_EXCLUDE.",
+)
+_max_size = click.option(
+    "--max-size",
+    type=_Size(),
+    metavar="SIZE",
+    help="Do not fetch larger objects, such as 500MB; they are invalid. Default: AUDIO_ASSETS_MAX_BYTES.",
+)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="audio-assets", prog_name="audio-assets")
 def cli() -> None:
@@ -73,6 +107,9 @@ def cli() -> None:
 )
 @_formats
 @click.option("--no-cache", is_flag=True, help="Transcribe again what is in the cache; new results are still stored.")
+@_include
+@_exclude
+@_max_size
 @click.option("--limit", type=click.IntRange(min=0), metavar="N", help="Take in only the first N files, in key order.")
 @click.option(
     "--max-cost",
@@ -100,6 +137,9 @@ def run(
     max_workers: int | None,
     output_formats: tuple[str, ...],
     no_cache: bool,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    max_size: int | None,
     limit: int | None,
     max_cost: float | None,
     skip_summary: bool,
@@ -126,6 +166,9 @@ def run(
         output_formats=output_formats,
         all_columns=all_columns,
         use_cache=not no_cache,
+        include=include or None,
+        exclude=exclude or None,
+        max_object_bytes=max_size,
         limit=limit,
         max_cost_usd=max_cost,
         skip_summary=skip_summary,
@@ -186,6 +229,9 @@ def demo(keep_server: bool) -> int:
 
 @cli.command()
 @click.option("--prefix", "prefixes", multiple=True, metavar="P", help="Only keys that start with P.")
+@_include
+@_exclude
+@_max_size
 @click.option("--sensors", is_flag=True, help="Show instead what each way of noticing objects costs a month.")
 @click.option(
     "--keys", type=click.IntRange(min=0), metavar="N", help="With --sensors: for N objects, without listing the bucket."
@@ -197,11 +243,22 @@ def demo(keep_server: bool) -> int:
     help="With --sensors: uploads and deletions a month. Default: the uploads of the last 30 days.",
 )
 @_json
-def plan(prefixes: tuple[str, ...], sensors: bool, keys: int | None, changes: int | None, as_json: bool) -> int:
+def plan(
+    prefixes: tuple[str, ...],
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    max_size: int | None,
+    sensors: bool,
+    keys: int | None,
+    changes: int | None,
+    as_json: bool,
+) -> int:
     """Show what a run would do: files, hours, silence, duplicates, cached, cost by engine and model. Spends nothing."""
     if sensors:
-        if prefixes:
-            raise click.UsageError("--sensors is about the whole bucket; leave out --prefix")
+        if prefixes or include or exclude or max_size is not None:
+            raise click.UsageError(
+                "--sensors is about the whole bucket; leave out --prefix, --include, --exclude and --max-size"
+            )
         from audio_assets.sensor_costs import bucket_costs
 
         costs = bucket_costs(keys, changes)
@@ -211,7 +268,7 @@ def plan(prefixes: tuple[str, ...], sensors: bool, keys: int | None, changes: in
         raise click.UsageError("--keys and --changes go with --sensors")
     from audio_assets.plan import make_plan
 
-    made = make_plan(prefixes)
+    made = make_plan(prefixes, include or None, exclude or None, max_size)
     click.echo(json.dumps(made.as_dict()) if as_json else "\n".join(made.lines()))
     return 0
 

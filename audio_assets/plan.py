@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from audio_assets import schemas
-from audio_assets.ingest.listing import RemoteObject, list_objects
+from audio_assets.ingest.listing import RemoteObject, objects_of
+from audio_assets.ingest.selection import Selection, passed_over
+from audio_assets.ingest.sweep import Sweep
 from audio_assets.resources.home import HomeResource
 from audio_assets.resources.progress import format_duration
 from audio_assets.resources.r2 import R2Resource
@@ -42,6 +45,7 @@ class Plan:
     model: str
     cost_usd: float | None
     models: list[dict[str, Any]]
+    passed_over: dict[str, int]
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as one JSON-ready object."""
@@ -68,6 +72,8 @@ class Plan:
             f"engine         {self.engine}, {self.model}",
             f"cost           {cost}",
         ]
+        if self.passed_over:
+            lines.insert(1, f"passed over    {', '.join(passed_over(Counter(self.passed_over)))}")
         for other in self.models[1:]:
             price = "price unknown" if other["cost_usd"] is None else f"about ${other['cost_usd']:.2f}"
             until = f", shut down on {other['retires']}" if other["retires"] else ""
@@ -75,8 +81,15 @@ class Plan:
         return lines
 
 
-def make_plan(prefixes: Sequence[str] = ()) -> Plan:
+def make_plan(
+    prefixes: Sequence[str] = (),
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    max_object_bytes: int | None = None,
+) -> Plan:
     """Plan a run over the keys that start with one of ``prefixes`` (all, if there are none).
+
+    Which of their objects count is what the other arguments say, and by default the environment.
 
     Raises:
         SettingsError: the bucket or the engine is not configured.
@@ -85,10 +98,10 @@ def make_plan(prefixes: Sequence[str] = ()) -> Plan:
     r2.check()
     whisper = WhisperResource()
     whisper.create_engine()
-    client, bucket = r2.get_client(), r2.bucket_name()
-    listed: dict[str, RemoteObject] = {}
-    for prefix in prefixes or [""]:
-        listed.update((found.key, found) for found in list_objects(client, bucket, prefix))
+    selection = home.selection(
+        None if include is None else list(include), None if exclude is None else list(exclude), max_object_bytes
+    )
+    listed, tally = _listed(r2, home.depth(), prefixes, selection)
     rows = {r["id"]: r for r in PartitionStore(home.paths().tables).read(schemas.RAW_AUDIO).to_pylist()}
     bytes_per_s = _bytes_per_s(rows.values())
     mirror = home.mirror()
@@ -133,7 +146,33 @@ def make_plan(prefixes: Sequence[str] = ()) -> Plan:
         model=chosen.model,
         cost_usd=None if chosen.cost_usd is None else round(chosen.cost_usd, 4),
         models=[_model(e) for e in estimates],
+        passed_over={kind: n for kind, n in tally.items() if n},
     )
+
+
+def _listed(
+    r2: R2Resource, depth: int, prefixes: Sequence[str], selection: Selection
+) -> tuple[dict[str, RemoteObject], Counter[str]]:
+    """The objects to fetch, by key, and what else was counted."""
+    listed: dict[str, RemoteObject] = {}
+    tally: Counter[str] = Counter()
+    seen: set[str] = set()
+
+    def counts(key: str) -> bool:
+        # Prefixes may overlap: each key is counted once.
+        if key in seen:
+            return False
+        seen.add(key)
+        return selection.count(key, tally)
+
+    client, bucket = r2.get_client(), r2.bucket_name()
+    for prefix in prefixes or [""]:
+        for spelling in dict.fromkeys(unicodedata.normalize(form, prefix) for form in ("NFC", "NFD")):
+            for _, page in Sweep.below(spelling, depth).pages(client, bucket):
+                found = list(objects_of(page, counts))
+                selection.count_refused(found, tally)
+                listed.update((each.key, each) for each in found if selection.refusal(each) is None)
+    return listed, tally
 
 
 def _model(found: Estimate) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from audio_assets.dagster_home import ensure_dagster_home
 from audio_assets.errors import AudioAssetsError, BusyError
 from audio_assets.forget import Forgetting
 from audio_assets.ingest.intake import IntakeOptions
+from audio_assets.ingest.selection import PASSED_OVER
 from audio_assets.partitions import PARTITIONS_NAME, partition_key_for, prefix_for, prefix_of
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
 from audio_assets.resources.home import HomeResource
@@ -36,7 +37,7 @@ RETRIED_STATUSES = ("failed", "partial", "deferred")
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run does; the fields are the flags of ``audio-assets run``.
+    """What a run does; the fields are the flags of ``audio-assets run``. None is what the environment says.
 
     With ``fresh`` only these partitions are visited, and in each the recordings named are transcribed anew.
     """
@@ -50,6 +51,9 @@ class RunOptions:
     limit: int | None = None
     max_cost_usd: float | None = None
     min_grade: str | None = None
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] | None = None
+    max_object_bytes: int | None = None
     fresh: Mapping[str, Sequence[str]] | None = None
     skip_summary: bool = False
     skip_ingestion: bool = False
@@ -77,6 +81,7 @@ class RunReport:
     exports: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     report: str | None = None
+    passed_over: dict[str, int] = field(default_factory=dict)
     forgotten: list[dict[str, Any]] = field(default_factory=list)
     retired: list[str] = field(default_factory=list)
 
@@ -124,7 +129,7 @@ def run_pipeline(
     )
 
     if options.fresh is None:
-        pipeline.execute("discover_job", {"r2_prefixes": {"skip_ingestion": options.skip_ingestion}})
+        pipeline.execute("discover_job", {"r2_prefixes": {"skip_ingestion": options.skip_ingestion, **pipeline.globs}})
     chosen = _choose_partitions(store, options.prefixes)
     if options.fresh is not None:
         chosen = [(partition, []) for partition, _ in chosen if options.fresh.get(partition)]
@@ -213,17 +218,25 @@ class _Pipeline:
             # Dagster's own log goes to the run's event log either way; the terminal gets the progress and the result.
             logging.getLogger("dagster").setLevel(logging.CRITICAL)
 
+    @property
+    def globs(self) -> dict[str, list[str]]:
+        """The run config of the assets that list, as far as it is not that of the environment."""
+        asked = {"include": self.options.include, "exclude": self.options.exclude}
+        return {name: list(globs) for name, globs in asked.items() if globs is not None}
+
     def prefix(
         self, partition: str, key_prefixes: list[str], limit: int | None, spent_usd: float
     ) -> dict[str, dict[str, Any]]:
         options = self.options
         selection: dict[str, Any] = {"key_prefixes": key_prefixes, "limit": limit}
         workers = {} if options.max_workers is None else {"max_workers": options.max_workers}
-        cap = options.max_cost_usd
+        cap, most = options.max_cost_usd, options.max_object_bytes
         config = {
             "raw_audio": {
                 "batch_size": options.batch_size,
                 "skip_ingestion": options.skip_ingestion,
+                **({} if most is None else {"max_object_bytes": most}),
+                **self.globs,
                 **workers,
                 **selection,
             },
@@ -231,6 +244,7 @@ class _Pipeline:
                 "batch_size": options.batch_size,
                 "no_cache": not options.use_cache,
                 **({} if cap is None else {"max_cost_usd": max(0.0, cap - spent_usd)}),
+                **({} if most is None else {"max_bytes": most}),
                 **workers,
                 **selection,
             },
@@ -365,6 +379,10 @@ def _choose_partitions(store: PartitionStore, wanted: Sequence[str]) -> list[tup
 
 def _add(report: RunReport, result: dict[str, dict[str, Any]]) -> None:
     """Count what one run of a partition did and spent."""
+    taken = result.get("raw_audio", {})
+    for kind in PASSED_OVER:
+        if taken.get(kind):
+            report.passed_over[kind] = report.passed_over.get(kind, 0) + int(taken[kind])
     made = result["transcripts"]
     report.transcribed += int(made["transcribed"])
     report.cost_usd += float(made["cost_usd"])

@@ -216,8 +216,9 @@ R2_PREFIXES = Table(
     (
         _PREFIX,
         Column("partition", _STR, "the Dagster partition key of the prefix", nullable=False),
-        Column("object_count", _I64, "audio objects under the prefix", nullable=False),
-        Column("size_bytes", _I64, "their total size", nullable=False),
+        Column("object_count", _I64, "objects of the prefix that count; null when they were not counted"),
+        Column("size_bytes", _I64, "their total size; null when they were not counted"),
+        Column("digest", _STR, "equal for the same keys, ETags and sizes; null when they were not counted"),
     ),
     key=("prefix",),
     partitioned=False,

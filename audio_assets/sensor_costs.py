@@ -6,13 +6,13 @@ import datetime
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from audio_assets.automation import events, new_objects
-from audio_assets.ingest.bucket_scan import BucketCount, count_objects
+from audio_assets import settings
+from audio_assets.automation import events
+from audio_assets.ingest.bucket_scan import KEYS_PER_PAGE, BucketCount, count_objects, requests_of_a_scan
 from audio_assets.resources.home import HomeResource
 from audio_assets.resources.r2 import R2Resource
 
 DAYS = 30
-KEYS_PER_PAGE = 1000
 
 # https://developers.cloudflare.com/r2/pricing/ (Standard storage): a ListObjects request is one Class A operation.
 CLASS_A_USD_PER_MILLION = 4.50
@@ -67,14 +67,19 @@ class SensorCosts:
 
 
 def sensor_costs(count: BucketCount, changes: int | None = None, changes_are: str = "as given") -> SensorCosts:
-    """What it costs to notice objects in a bucket of this size."""
-    pages = max(1, -(-count.keys // KEYS_PER_PAGE))
+    """What it costs to notice objects in a bucket of this size, as often as the settings say.
+
+    Raises:
+        SettingsError: a variable of the environment is set to something it cannot be.
+    """
+    interval_s = settings.load().audio_assets_listing_interval_s
+    pages = requests_of_a_scan(count.keys, count.prefixes)
     if changes is None:
         changes, changes_are = round(count.keys * CHANGED_SHARE), "assumed: a twelfth of the objects"
-    ticks = DAYS * 86_400 // new_objects.INTERVAL_S
-    # Every night: one listing of everything, then one of each prefix, which takes a page even where it is short, each
-    # after a request that looks whether the bucket can be read.
-    nightly = DAYS * (1 + pages + 2 * count.prefixes + pages)
+    ticks = DAYS * 86_400 // interval_s
+    # Every night one listing, with a page for each prefix at the least, after a request that looks whether the bucket
+    # can be read. The runs that follow are for prefixes that changed, as with the sensors.
+    nightly = DAYS * (2 + -(-count.keys // KEYS_PER_PAGE) + count.prefixes)
     return SensorCosts(
         count.keys,
         count.prefixes,
@@ -82,7 +87,7 @@ def sensor_costs(count: BucketCount, changes: int | None = None, changes_are: st
         changes,
         changes_are,
         [
-            _class_a("new_r2_objects_sensor", f"every {new_objects.INTERVAL_S} s", ticks * pages),
+            _class_a("new_r2_objects_sensor", f"every {interval_s} s", ticks * pages),
             _cost(
                 "r2_event_sensor",
                 f"every {events.INTERVAL_S} s",
@@ -106,7 +111,7 @@ def bucket_costs(keys: int | None = None, changes: int | None = None) -> SensorC
         return sensor_costs(BucketCount(keys, 0, 0), changes)
     r2, home = R2Resource(), HomeResource()
     since = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=DAYS)
-    count = count_objects(r2.get_client(), r2.bucket_name(), home.depth(), since)
+    count = count_objects(r2.get_client(), r2.bucket_name(), home.depth(), since, home.selection())
     if changes is None:
         return sensor_costs(count, count.recent, f"uploads of the last {DAYS} days")
     return sensor_costs(count, changes)

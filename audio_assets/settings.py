@@ -6,6 +6,7 @@ by `require`, which names the variable.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -53,10 +54,16 @@ class Settings(BaseSettings):
     whisper_model: str | None = Field(
         None, description="model name, or a directory of CTranslate2 weights for the local engine"
     )
+    audio_assets_include: str = Field(
+        "", description="globs of the keys to take in, separated by commas; by default every audio file"
+    )
+    audio_assets_exclude: str = Field("", description="globs of the keys to leave out, separated by commas")
     audio_assets_max_duration_s: float = Field(
         12 * 3600.0, gt=0, description="longest recording that is transcribed, in seconds"
     )
-    audio_assets_max_bytes: int = Field(2 << 30, gt=0, description="largest file that is transcribed, in bytes")
+    audio_assets_max_bytes: int = Field(
+        2 << 30, gt=0, description="largest object that is fetched and transcribed, in bytes"
+    )
     audio_assets_max_decode_s: float = Field(1800.0, gt=0, description="most seconds that decoding one file may take")
     audio_assets_stop_words: str = Field(
         "", description="words to count as stop words, in every language, separated by commas"
@@ -83,6 +90,9 @@ class Settings(BaseSettings):
     )
     audio_assets_sensors: Literal["on", "off"] = Field(
         "off", description="`on` starts the sensors by themselves, in production; `off` leaves that to the UI"
+    )
+    audio_assets_listing_interval_s: int = Field(
+        60, ge=30, description="seconds between two listings of the bucket by `new_r2_objects_sensor`"
     )
     audio_assets_webhook_url: SecretStr | None = Field(
         None,
@@ -184,12 +194,39 @@ def listed(value: str) -> list[str]:
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+
+
+def byte_count(text: str) -> int:
+    """A number of bytes as people write it.
+
+    >>> byte_count("50GB"), byte_count("1.5 MiB"), byte_count("700")
+    (50000000000, 1572864, 700)
+
+    Raises:
+        ValueError: it is not one.
+    """
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Z]*)", text.strip().upper())
+    if found is None or found[2] not in _UNITS:
+        raise ValueError(f"{text!r} is not a size; write it like 50GB, 500MB or 1.5GiB")
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
 def sensors_on() -> bool:
     """Whether the sensors start by themselves. A wrong setting means no; a run names it."""
     try:
         return load().audio_assets_sensors == "on"
     except SettingsError:
         return False
+
+
+def listing_interval_s() -> int:
+    """Seconds between two listings of the bucket. A wrong setting means the default; a run names it."""
+    try:
+        return load().audio_assets_listing_interval_s
+    except SettingsError:
+        return int(Settings.model_fields["audio_assets_listing_interval_s"].default)
 
 
 def secure_url(url: str, variable: str) -> str:

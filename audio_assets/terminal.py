@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from audio_assets.forget import Forgotten
+from audio_assets.ingest.selection import passed_over
 from audio_assets.resources.progress import LogTask, Task, format_amount, format_duration
 from audio_assets.runner import RunReport
 
@@ -110,6 +112,8 @@ def closing_lines(report: RunReport) -> list[str]:
             f"${report.uncertain_usd:.4f} more may have been billed: requests that ended without an answer "
             "(table transcription_ledger)"
         )
+    if report.passed_over:
+        lines.append(f"passed over: {' · '.join(passed_over(Counter(report.passed_over)))}")
     lines += [summary_line(report), f"tables   {_shown(report.warehouse)}"]
     lines += [f"left out of the export: {printable(reason)}" for reason in report.left_out]
     lines += [f"export   {_shown(path)}" for path in report.exports]

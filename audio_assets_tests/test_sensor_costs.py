@@ -30,8 +30,17 @@ def test_an_event_is_three_operations_of_a_queue_however_many_keys_there_are() -
     assert cost("r2_event_sensor", BucketCount(10, 0, 0), changes=0) == (0, 0.0)
 
 
-def test_the_nightly_schedules_list_everything_twice() -> None:
-    assert cost("nightly schedules", BucketCount(1_000_000, 0, 500)) == (30 * (1 + 1000 + 1000 + 1000), 0.0)
+def test_the_nightly_schedules_list_everything_once() -> None:
+    assert cost("nightly schedules", BucketCount(1_000_000, 0, 500)) == (30 * (2 + 1000 + 500), 0.0)
+
+
+def test_the_costs_are_those_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUDIO_ASSETS_LISTING_INTERVAL_S", "600")
+    assert cost("new_r2_objects_sensor", BucketCount(1_000_000, 0, 0)) == (4_320_000, 14.94)
+
+
+def test_prefixes_that_are_listed_apart_are_paid_for() -> None:
+    assert cost("new_r2_objects_sensor", BucketCount(1_000_000, 0, 100)) == (43_200 * 1101, 209.53)
 
 
 def plan(*arguments: str) -> str:

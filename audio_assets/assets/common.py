@@ -16,6 +16,11 @@ OWNERS = ["team:speech-data"]
 WAREHOUSE = "warehouse"
 """Resource key of the DuckDB IO manager. Every table asset names it: no default, so never Dagster's pickles."""
 
+INCLUDE = (
+    "Only objects whose whole key matches one of these globs count; `*` crosses `/`. By default AUDIO_ASSETS_INCLUDE."
+)
+EXCLUDE = "Objects whose key matches one of these globs do not count. By default AUDIO_ASSETS_EXCLUDE."
+
 EXIT_CODE = "exit_code"
 """Metadata key of a failure: what a command line should exit with."""
 

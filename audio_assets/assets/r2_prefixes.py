@@ -1,12 +1,24 @@
 """`r2_prefixes`: what prefixes the bucket has. Materializing it registers them as partitions."""
 
+from dataclasses import asdict
+
 import dagster as dg
 from pydantic import Field
 
 from audio_assets import schemas
-from audio_assets.assets.common import OWNERS, WAREHOUSE, preview, readable_errors, table_metadata, table_type
+from audio_assets.assets.common import (
+    EXCLUDE,
+    INCLUDE,
+    OWNERS,
+    WAREHOUSE,
+    preview,
+    readable_errors,
+    table_metadata,
+    table_type,
+)
+from audio_assets.ingest.discovery import Discovery, discover
 from audio_assets.ingest.intake import mirror_prefixes
-from audio_assets.ingest.listing import PrefixListing, discover_prefixes, list_objects
+from audio_assets.ingest.listing import PrefixListing
 from audio_assets.partitions import PARTITIONS_NAME
 from audio_assets.resources.home import HomeResource
 from audio_assets.resources.r2 import R2Resource
@@ -16,11 +28,18 @@ REGISTER_CHUNK = 10_000
 
 
 class R2PrefixesConfig(dg.Config):
-    """Where to look for prefixes."""
+    """Where to look for prefixes, and which objects count."""
 
     skip_ingestion: bool = Field(
         default=False, description="Look at the audio that lies in the mirror folder instead of the bucket."
     )
+    count_objects: bool = Field(
+        default=True,
+        description="List every prefix to its end and count its objects. Without, a prefix's listing ends with its "
+        "first audio file: quick, and the counts are null.",
+    )
+    include: list[str] | None = Field(default=None, description=INCLUDE)
+    exclude: list[str] | None = Field(default=None, description=EXCLUDE)
 
 
 @dg.asset(
@@ -38,32 +57,30 @@ def r2_prefixes(
 ) -> dg.MaterializeResult:
     """List the bucket (or the mirror) and register its prefixes as partitions."""
     with readable_errors():
+        selection = home.selection(config.include, config.exclude)
         if config.skip_ingestion:
-            found = mirror_prefixes(home.mirror(), home.depth())
+            found = Discovery(mirror_prefixes(home.mirror(), home.depth(), selection))
         else:
             r2.check()
             home.claim(r2.bucket_name())
-            found = discover_prefixes(list_objects(r2.get_client(), r2.bucket_name()), home.depth())
-        added = register(context.instance, found)
-        table = schemas.R2_PREFIXES.from_rows(
-            [
-                {
-                    "prefix": p.prefix,
-                    "partition": p.partition,
-                    "object_count": p.object_count,
-                    "size_bytes": p.size_bytes,
-                }
-                for p in found
-            ]
-        )
-    context.log.info(f"{len(found)} prefixes, {len(added)} of them new")
+            found = discover(r2.get_client(), r2.bucket_name(), home.depth(), selection, count=config.count_objects)
+        added = register(context.instance, found.prefixes)
+        table = schemas.R2_PREFIXES.from_rows([asdict(p) for p in found.prefixes])
+    context.log.info(f"{len(found.prefixes)} prefixes, {len(added)} of them new, {found.requests} list requests")
+    counted: dict[str, float] = {}
+    if None not in table.column("object_count").to_pylist():
+        counted = {
+            "audio_objects": sum(table.column("object_count").to_pylist()),
+            "size_mb": round(sum(table.column("size_bytes").to_pylist()) / 1e6, 3),
+        }
     return dg.MaterializeResult(
         value=table,
         metadata={
-            "prefixes": len(found),
+            "prefixes": len(found.prefixes),
             "new_partitions": len(added),
-            "audio_objects": sum(p.object_count for p in found),
-            "size_mb": round(sum(p.size_bytes for p in found) / 1e6, 3),
+            **counted,
+            **found.passed_over,
+            "list_requests": found.requests,
             "preview": preview(table, ["partition", "object_count", "size_bytes"]),
         },
     )

@@ -7,6 +7,8 @@ from pydantic import Field
 
 from audio_assets import checks, schemas
 from audio_assets.assets.common import (
+    EXCLUDE,
+    INCLUDE,
     OWNERS,
     WAREHOUSE,
     merge,
@@ -45,14 +47,13 @@ class RawAudioConfig(dg.Config):
         default=[],
         description="Take in only objects whose key starts with one of these. Rows of other objects stay as they are.",
     )
-    include: list[str] = Field(
-        default=[],
-        description="Take in only objects whose whole key matches one of these globs; `*` crosses `/`. "
-        "Rows of other objects stay as they are.",
-    )
-    exclude: list[str] = Field(default=[], description="Leave out objects whose key matches one of these globs.")
+    include: list[str] | None = Field(default=None, description=INCLUDE + " Rows of other objects stay as they are.")
+    exclude: list[str] | None = Field(default=None, description=EXCLUDE + " Their rows stay as they are.")
     max_object_bytes: int | None = Field(
-        default=None, ge=0, description="Do not fetch larger objects; their rows are `invalid`, with the reason."
+        default=None,
+        ge=0,
+        description="Do not fetch larger objects; their rows are `invalid`, with the reason. By default "
+        "AUDIO_ASSETS_MAX_BYTES.",
     )
     skip_ingestion: bool = Field(
         default=False, description="Take the audio that lies in the mirror folder; R2 is not asked."
@@ -89,9 +90,7 @@ def raw_audio(
             max_workers=config.max_workers,
             limit=config.limit,
             key_prefixes=tuple(config.key_prefixes),
-            include=tuple(config.include),
-            exclude=tuple(config.exclude),
-            max_object_bytes=config.max_object_bytes,
+            selection=home.selection(config.include, config.exclude, config.max_object_bytes),
         )
         with progress.task(f"raw_audio {context.partition_key}", "files", context.log.info) as task:
 
@@ -131,6 +130,7 @@ def raw_audio(
                 "selected": intake.selected,
                 "downloaded": intake.downloaded,
                 "skipped": intake.skipped,
+                **intake.passed_over,
                 "downloaded_mb": round(intake.bytes_downloaded / 1e6, 3),
                 "audio_minutes": round(sum(table.column("duration_s").drop_null().to_pylist()) / 60, 2),
                 "preview": preview(table, ["id", "codec", "duration_s", "status", "error"]),

@@ -8,17 +8,17 @@ import dagster as dg
 from audio_assets import schemas
 from audio_assets.automation.jobs import prefix_job
 from audio_assets.automation.runs import MAX_RUN_REQUESTS, has_run, partitions_in_flight
-from audio_assets.ingest.bucket_scan import add, object_digest
+from audio_assets.ingest.bucket_scan import add, folders_apart, object_digest
 from audio_assets.ingest.listing_state import ListingState, PrefixState, compare
+from audio_assets.ingest.selection import Selection
 from audio_assets.partitions import PARTITIONS_NAME, partition_key_for, prefix_for, prefix_partitions
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
 from audio_assets.resources.home import HomeResource
 from audio_assets.resources.r2 import R2Resource
-from audio_assets.settings import sensors_on
+from audio_assets.settings import listing_interval_s, sensors_on
 from audio_assets.storage.atomic import crash_point
 from audio_assets.storage.partition_files import PartitionStore
 
-INTERVAL_S = 60
 WORKING_S = 40.0
 """How long one tick reads tables and lists: Dagster ends a tick after 60 s. The next one goes on where it ended."""
 
@@ -31,11 +31,12 @@ def read_stored(
     states: dict[str, PrefixState],
     until: float,
     log: Callable[[str], None],
-) -> int:
-    """Bring ``states`` in step with the rows of `raw_audio`; returns how many partitions are left for the next tick.
+    selection: Selection,
+) -> list[str]:
+    """Bring ``states`` in step with the rows of `raw_audio`; returns the prefixes that are left for the next tick.
 
-    Only partition files that were written since they were last read are read. Rows that are ``gone``, and files that
-    never came from the bucket, are not what a listing can show.
+    Only partition files that were written since they were last read are read. Rows that are ``gone``, files that never
+    came from the bucket, and objects that no longer count are not what a listing can show.
     """
     files = {}
     for file in store.partitions(schemas.RAW_AUDIO):
@@ -47,7 +48,9 @@ def read_stored(
     for known in emptied:
         known.identity, known.stored, known.row_count = None, 0, 0
     state.save(emptied)
-    stale = sorted(p for p, f in files.items() if p not in states or states[p].identity != f.identity)
+    # What was read of the same file for another selection is not what it says now.
+    identities = {p: f"{f.identity} {selection.token}".rstrip() for p, f in files.items()}
+    stale = sorted(p for p in files if p not in states or states[p].identity != identities[p])
     done = 0
     for start in range(0, len(stale), _READ_AT_ONCE):
         if start and time.monotonic() > until:
@@ -65,20 +68,20 @@ def read_stored(
         columns = (rows.column(name).to_pylist() for name in ("prefix", "id", "etag", "size_bytes", "status"))
         for prefix, key, etag, size, status in zip(*columns, strict=True):
             counts[prefix] = counts.get(prefix, 0) + 1
-            if status != "gone" and etag is not None:
+            if status != "gone" and etag is not None and selection.wants(key):
                 add(digests, prefix, object_digest(key, etag, size))
         for prefix in chunk:
             known = states.setdefault(prefix, PrefixState(prefix))
-            known.identity = files[prefix].identity
+            known.identity = identities[prefix]
             known.stored, known.row_count = digests.get(prefix, 0), counts[prefix]
         state.save(states[prefix] for prefix in chunk)
         done += len(chunk)
-    return len(stale) - done
+    return stale[done:]
 
 
 @dg.sensor(
     job=prefix_job,
-    minimum_interval_seconds=INTERVAL_S,
+    minimum_interval_seconds=listing_interval_s(),
     default_status=dg.DefaultSensorStatus.RUNNING if sensors_on() else dg.DefaultSensorStatus.STOPPED,
 )
 def new_r2_objects_sensor(
@@ -93,20 +96,20 @@ def new_r2_objects_sensor(
     were forgotten, or when it never had any.
     """
     until = time.monotonic() + WORKING_S
-    client, bucket = r2.get_client(), r2.bucket_name()
+    client, bucket, selection = r2.get_client(), r2.bucket_name(), home.selection()
     home.claim(bucket)
     state = ListingState(home.paths().sensors)
     states = state.load()
-    left = read_stored(warehouse.store(), state, states, until, context.log.warning)
+    left = read_stored(warehouse.store(), state, states, until, context.log.warning, selection)
     if left:
-        return dg.SkipReason(f"Reading the tables: {left} partitions are left for the next ticks.")
-    about = f"{bucket} {home.depth()}"
-    scan = state.load_scan(about)
+        return dg.SkipReason(f"Reading the tables: {len(left)} partitions are left for the next ticks.")
+    about = " ".join([bucket, str(home.depth()), selection.token]).rstrip()
+    scan = state.load_scan(about, home.depth())
     resumed = scan.pages > 0
-    scan.go_on(client, bucket, home.depth(), until)
+    scan.go_on(client, bucket, home.depth(), until, selection)
     if not scan.complete:
         state.save_scan(scan, about)
-        return dg.SkipReason(f"Listing the bucket: {scan.keys} objects so far, as far as {scan.after!r}.")
+        return dg.SkipReason(f"Listing the bucket: {scan.keys} objects so far.")
     crash_point("objects:listed")
     known = set(context.instance.get_dynamic_partitions(PARTITIONS_NAME))
     busy = partitions_in_flight(context.instance)
@@ -120,8 +123,8 @@ def new_r2_objects_sensor(
         now=time.time(),
     )
     state.save(changes.changed, changes.forgotten)
-    if resumed:
-        state.save_scan(None, about)
+    if resumed or scan.tells_folders_apart != folders_apart(scan.keys, len(scan.digests)):
+        state.save_scan(scan, about)
     crash_point("objects:asked")
     asked = [*changes.again, *changes.new]
     new = sorted({partition_key_for(s.prefix) for s in asked} - known)

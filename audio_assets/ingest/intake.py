@@ -8,9 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -22,11 +21,14 @@ from audio_assets.ingest.download import download
 from audio_assets.ingest.listing import PrefixListing, RemoteObject, discover_prefixes, list_prefix
 from audio_assets.ingest.mirror import Mirror, ObjectState
 from audio_assets.ingest.probe import probe
+from audio_assets.ingest.selection import EXCLUDED, Selection
 from audio_assets.ingest.workers import Workers
 from audio_assets.partitions import prefix_of
 from audio_assets.schemas import RAW_AUDIO
 
 Row = dict[str, object]
+
+_ANY_AUDIO = Selection()
 
 
 @dataclass(frozen=True)
@@ -35,18 +37,14 @@ class IntakeOptions:
 
     At most ``batch_size`` objects are with the ``max_workers`` threads at a time. ``key_prefixes`` takes in only
     objects whose keys start with one of these strings (all when empty), and ``limit`` only the first so many of them,
-    in the order of their keys. ``include`` and ``exclude`` are globs over whole keys (``*`` crosses ``/``): an object
-    is taken in when it matches an ``include``, if there are any, and no ``exclude``. Rows of other objects stay as
-    they are. An object over ``max_object_bytes`` is a row with a status and is not fetched.
+    in the order of their keys. ``selection`` says which objects count. Rows of other objects stay as they are.
     """
 
     batch_size: int = 10
     max_workers: int = 8
     limit: int | None = None
     key_prefixes: tuple[str, ...] = ()
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    max_object_bytes: int | None = None
+    selection: Selection = field(default_factory=Selection)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.max_workers < 1:
@@ -56,17 +54,16 @@ class IntakeOptions:
 
     def wants(self, key: str) -> bool:
         """Whether the options ask for ``key``; NFC and NFD spellings are the same."""
-        key = _nfc(key)
-        if self.key_prefixes and not key.startswith(tuple(map(_nfc, self.key_prefixes))):
-            return False
-        if self.include and not any(fnmatchcase(key, _nfc(glob)) for glob in self.include):
-            return False
-        return not any(fnmatchcase(key, _nfc(glob)) for glob in self.exclude)
+        return (not self.key_prefixes or _nfc(key).startswith(self._prefixes)) and self.selection.matches(key)
+
+    @cached_property
+    def _prefixes(self) -> tuple[str, ...]:
+        return tuple(map(_nfc, self.key_prefixes))
 
     @property
     def narrows(self) -> bool:
-        """Whether there are keys that the options do not ask for."""
-        return bool(self.key_prefixes or self.include or self.exclude)
+        """Whether there are audio files that the options do not ask for."""
+        return bool(self.key_prefixes) or self.selection.narrows
 
 
 @dataclass(frozen=True)
@@ -88,6 +85,7 @@ class Intake:
     ``downloaded`` and ``skipped`` (already there) files may still be invalid audio: `statuses` counts the rows.
     ``failed`` files could not be fetched or read. ``listed`` is the number of objects found in the partition,
     ``selected`` the number of those that the options asked for. ``changed`` is False when the rows are those of before.
+    ``passed_over`` counts, by kind, what was listed and is not fetched.
     """
 
     table: pa.Table
@@ -98,6 +96,7 @@ class Intake:
     listed: int
     selected: int
     changed: bool = True
+    passed_over: Counter[str] = field(default_factory=Counter)
 
     @property
     def statuses(self) -> dict[str, int]:
@@ -168,8 +167,9 @@ def take(
     def one(task: Task, cancelled: threading.Event) -> Taken:
         if task.found is None:
             return _take_file(task.key, prefix, mirror, task.before)
-        if options.max_object_bytes is not None and task.found.size_bytes > options.max_object_bytes:
-            return _too_large(task.found, prefix, options.max_object_bytes)
+        refusal = options.selection.refusal(task.found)
+        if refusal is not None:
+            return Taken(_failed_row(task.key, prefix, "invalid", refusal[1]) | _listing(task.found), "skipped")
         return _take_object(client, bucket, task.found, prefix, mirror, task.before, cancelled)
 
     with Workers(one, options.max_workers) as workers:
@@ -221,14 +221,16 @@ def ingest_prefix(
     done = _run(tasks, spread, found.skipped, on_progress)
     gone = {id: _gone_from_bucket(row) for id, row in _by_id(_rows_of(stored, found.vanished)).items()}
     table = _replaced(stored, done.rows | gone, found.replaced)
-    return done.intake(table, found.listed, found.selected, changed=previous is None or not table.equals(previous))
+    changed = previous is None or not table.equals(previous)
+    return replace(done.intake(table, found.listed, found.selected, changed=changed), passed_over=found.passed_over)
 
 
 @dataclass(frozen=True)
 class Survey:
     """What there is to do in a partition: objects to take in, and ids of rows to mark as gone or to replace.
 
-    ``listed`` objects were found, ``selected`` of them asked for, of which ``skipped`` need nothing.
+    ``listed`` objects were found, ``selected`` of them asked for, of which ``skipped`` need nothing. ``passed_over``
+    counts, by kind, what was listed and is not fetched.
     """
 
     listed: int
@@ -237,6 +239,7 @@ class Survey:
     todo: list[RemoteObject]
     vanished: set[str]
     replaced: set[str]
+    passed_over: Counter[str]
 
 
 def survey(
@@ -252,11 +255,17 @@ def survey(
         # The disk is looked at while the bucket is listed.
         scan = aside.submit(mirror.scan, prefix, recursive=prefix.count("/") >= depth)
         settled = _settled(stored)
-        listed = sorted(list_prefix(client, bucket, prefix, depth), key=lambda found: found.key)
+        tally: Counter[str] = Counter()
+        # Rows of objects that do not count are compared too: nothing is said of them, so they are no news.
+        audio = list_prefix(client, bucket, prefix, depth, wants=lambda key: _ANY_AUDIO.count(key, tally))
+        listed = sorted(audio, key=lambda found: found.key)
         changes = diff(listed, stored)
         present = scan.result()
     wanted = [found for found in listed if options.wants(found.key)] if options.narrows else listed
+    if options.selection.narrows:
+        tally[EXCLUDED] = sum(not options.selection.matches(found.key) for found in listed)
     wanted = wanted[: options.limit]
+    options.selection.count_refused(wanted, tally)
     chosen = {found.key for found in wanted} if len(wanted) < len(listed) else None
     todo = [*changes.new, *changes.overwritten]
     skipped = 0
@@ -278,6 +287,7 @@ def survey(
         todo=sorted(todo, key=lambda found: found.key),
         vanished={id for id in changes.vanished if options.wants(id)},
         replaced={id for id in changes.replaced if _nfc(id) in taken},
+        passed_over=tally,
     )
 
 
@@ -326,17 +336,18 @@ def ingest_mirror(
     return done.intake(table, len(keys) + len(misnamed), len(chosen), changed=changed)
 
 
-def mirror_prefixes(mirror: Mirror, depth: int) -> list[PrefixListing]:
-    """The prefixes at ``depth`` that hold audio files in the mirror, sorted by prefix."""
+def mirror_prefixes(mirror: Mirror, depth: int, selection: Selection | None = None) -> list[PrefixListing]:
+    """The prefixes at ``depth`` that hold files of the mirror that count, sorted by prefix."""
+    wants = (selection or _ANY_AUDIO).wants
 
     def objects() -> Iterator[RemoteObject]:
-        for key in mirror.files():
+        for key in filter(wants, mirror.files()):
             try:
                 size = mirror.path_for(key).stat().st_size
             except FileNotFoundError:
                 continue
             yield RemoteObject(key, None, size, None)
-        for name in mirror.misnamed():
+        for name in filter(wants, mirror.misnamed()):
             yield RemoteObject(name, None, 0, None)
 
     return discover_prefixes(objects(), depth)
@@ -422,11 +433,6 @@ def _take_object(
         return Taken(_failed_row(found.key, prefix, error.status, str(error)) | _listing(found), "failed")
     row = _row(state, prefix, mirror, before)
     return Taken(row, "skipped") if held else Taken(row, "downloaded", state.size_bytes)
-
-
-def _too_large(found: RemoteObject, prefix: str, limit: int) -> Taken:
-    reason = f"not fetched: {found.size_bytes} bytes, over max_object_bytes {limit}; raise it to take the object in"
-    return Taken(_failed_row(found.key, prefix, "invalid", reason) | _listing(found), "skipped")
 
 
 def _listing(found: RemoteObject | None) -> Row:

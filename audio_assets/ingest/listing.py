@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
-from audio_assets.ingest.pages import list_pages
+from audio_assets.ingest.pages import Page, list_pages
 from audio_assets.partitions import partition_key_for, prefix_of
 
 AUDIO_EXTENSIONS = (".wav", ".mp3", ".flac", ".m4a", ".ogg", ".opus", ".webm", ".aac", ".mp4")
@@ -29,12 +29,16 @@ class RemoteObject(NamedTuple):
 
 @dataclass(frozen=True)
 class PrefixListing:
-    """One prefix that holds audio: a row of `schemas.R2_PREFIXES`."""
+    """One prefix that holds audio: a row of `schemas.R2_PREFIXES`.
+
+    ``object_count``, ``size_bytes`` and ``digest`` are None when its objects were not counted.
+    """
 
     prefix: str
     partition: str
-    object_count: int
-    size_bytes: int
+    object_count: int | None
+    size_bytes: int | None
+    digest: str | None = None
 
 
 def is_audio(key: str) -> bool:
@@ -42,7 +46,14 @@ def is_audio(key: str) -> bool:
     return key.lower().endswith(AUDIO_EXTENSIONS)
 
 
-def list_objects(client: Any, bucket: str, prefix: str = "", *, delimiter: str = "") -> Iterator[RemoteObject]:
+def list_objects(
+    client: Any,
+    bucket: str,
+    prefix: str = "",
+    *,
+    delimiter: str = "",
+    wants: Callable[[str], bool] = is_audio,
+) -> Iterator[RemoteObject]:
     """The audio objects whose keys start with ``prefix``, in the order of the listing, page by page.
 
     Args:
@@ -50,18 +61,26 @@ def list_objects(client: Any, bucket: str, prefix: str = "", *, delimiter: str =
         bucket: name of the bucket.
         prefix: any string; a folder ends in ``/``.
         delimiter: ``"/"`` leaves out what lies in folders below ``prefix``.
+        wants: whether the object of a key is one; asked once for each key.
 
     Raises:
         SettingsError: the bucket, the credentials or the endpoint are wrong.
         AudioAssetsError: the server failed, or ended the listing half-way: what came is not all there is.
     """
     for page in list_pages(client, bucket, prefix, delimiter=delimiter):
-        for key, etag, size, modified in zip(page.keys, page.etags, page.sizes, page.modified, strict=True):
-            if is_audio(key):
-                yield RemoteObject(key, etag, size, _time(modified))
+        yield from objects_of(page, wants)
 
 
-def list_prefix(client: Any, bucket: str, prefix: str, depth: int) -> Iterator[RemoteObject]:
+def objects_of(page: Page, wants: Callable[[str], bool] = is_audio) -> Iterator[RemoteObject]:
+    """The objects of a page whose keys are wanted."""
+    for key, etag, size, modified in zip(page.keys, page.etags, page.sizes, page.modified, strict=True):
+        if wants(key):
+            yield RemoteObject(key, etag, size, _time(modified))
+
+
+def list_prefix(
+    client: Any, bucket: str, prefix: str, depth: int, *, wants: Callable[[str], bool] = is_audio
+) -> Iterator[RemoteObject]:
     """The audio objects of one partition: those whose `partitions.prefix_of` at ``depth`` is ``prefix``.
 
     Raises:
@@ -73,7 +92,7 @@ def list_prefix(client: Any, bucket: str, prefix: str, depth: int) -> Iterator[R
     # The prefix of a partition is in NFC; servers other than R2 keep keys in NFD apart, and list them apart.
     spellings = dict.fromkeys((prefix, unicodedata.normalize("NFD", prefix)))
     for spelling in spellings:
-        for found in list_objects(client, bucket, spelling, delimiter=delimiter):
+        for found in list_objects(client, bucket, spelling, delimiter=delimiter, wants=wants):
             if prefix_of(found.key, depth) == prefix and found.key not in seen:
                 if len(spellings) > 1:
                     seen.add(found.key)

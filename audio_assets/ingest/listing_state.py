@@ -16,6 +16,7 @@ from pathlib import Path
 
 from audio_assets.ingest.bucket_scan import BucketScan
 from audio_assets.ingest.sensor_database import transaction
+from audio_assets.ingest.sweep import Part, Sweep
 
 ABSENT_SCANS = 2
 """A partition without rows is retired when so many complete scans in a row have not seen its prefix: an object that was
@@ -29,6 +30,9 @@ CREATE TABLE IF NOT EXISTS prefixes (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS scan (prefix TEXT PRIMARY KEY, digest BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS scan_parts (
+    prefix TEXT PRIMARY KEY, levels INTEGER NOT NULL, after TEXT NOT NULL, done INTEGER NOT NULL
+) WITHOUT ROWID;
 """
 
 
@@ -69,10 +73,10 @@ class Changes:
 
 
 class ListingState:
-    """The state under ``directory``, made when first written. For one sensor at a time."""
+    """The state under ``directory``, made when first written. For one sensor at a time, which has a ``name`` for it."""
 
-    def __init__(self, directory: Path) -> None:
-        self.path = directory / "listing.sqlite"
+    def __init__(self, directory: Path, name: str = "listing") -> None:
+        self.path = directory / f"{name}.sqlite"
 
     def load(self) -> dict[str, PrefixState]:
         """Every prefix that is known.
@@ -134,28 +138,39 @@ class ListingState:
                 ],
             )
 
-    def load_scan(self, about: str) -> BucketScan:
-        """The scan that earlier ticks began; an empty one if there is none, or none ``about`` the same."""
+    def load_scan(self, about: str, depth: int) -> BucketScan:
+        """The scan that earlier ticks began; a new one if there is none, or none ``about`` the same."""
         with self._transaction() as connection:
             facts = dict(connection.execute("SELECT name, value FROM facts"))
             digests = {prefix: _number(digest) for prefix, digest in connection.execute("SELECT * FROM scan")}
-        if not facts.get("after") or facts.get("about") != about:
-            return BucketScan()
-        return BucketScan(digests, facts["after"], int(facts["keys"]), int(facts["pages"]))
+            parts = [
+                Part(prefix, levels, after, bool(done))
+                for prefix, levels, after, done in connection.execute("SELECT * FROM scan_parts")
+            ]
+        if facts.get("about") != about:
+            return BucketScan.begin(depth)
+        if not parts:
+            return BucketScan.begin(depth, (int(facts.get("last_keys", 0)), int(facts.get("last_prefixes", 0))))
+        return BucketScan(Sweep(parts), digests, int(facts["keys"]), int(facts["pages"]))
 
-    def save_scan(self, scan: BucketScan | None, about: str) -> None:
-        """Keep a scan that is not complete for the next tick; None when there is none to keep."""
+    def save_scan(self, scan: BucketScan, about: str) -> None:
+        """Keep a scan for the next tick; of a complete one, what tells the next scan how to go about it."""
+        parts, digests = list(scan.sweep.parts.values()), scan.digests
+        facts = {"about": about, "keys": str(scan.keys), "pages": str(scan.pages)}
+        if scan.complete:
+            facts |= {"last_keys": str(scan.keys), "last_prefixes": str(len(digests))}
+            parts, digests = [], {}
         with self._transaction() as connection:
-            connection.execute("DELETE FROM scan")
-            facts = {"after": "", "about": about}
-            if scan is not None:
-                facts |= {"after": scan.after, "keys": str(scan.keys), "pages": str(scan.pages)}
-                rows = [(prefix, _bytes(digest)) for prefix, digest in scan.digests.items()]
-                connection.executemany("INSERT INTO scan VALUES (?, ?)", rows)
-            connection.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", list(facts.items()))
+            for table in ("scan", "scan_parts", "facts"):
+                connection.execute(f"DELETE FROM {table}")  # noqa: S608 - names of this function
+            connection.executemany("INSERT INTO scan VALUES (?, ?)", [(p, _bytes(d)) for p, d in digests.items()])
+            connection.executemany(
+                "INSERT INTO scan_parts VALUES (?, ?, ?, ?)", [(p.prefix, p.levels, p.after, p.done) for p in parts]
+            )
+            connection.executemany("INSERT INTO facts VALUES (?, ?)", list(facts.items()))
 
     def _transaction(self) -> AbstractContextManager[sqlite3.Connection]:
-        return transaction(self.path, _SCHEMA, "facts")
+        return transaction(self.path, _SCHEMA, "scan_parts")
 
 
 def compare(

@@ -8,6 +8,7 @@ from pydantic import Field
 from audio_assets import settings
 from audio_assets.errors import SettingsError
 from audio_assets.ingest.mirror import Mirror
+from audio_assets.ingest.selection import Selection
 from audio_assets.speech.cache import TranscriptCache
 
 
@@ -29,6 +30,24 @@ class HomeResource(ConfigurableResource):  # type: ignore[type-arg]
     def depth(self) -> int:
         """Folders of a key that make its partition."""
         return settings.load().audio_assets_prefix_depth if self.prefix_depth is None else self.prefix_depth
+
+    def selection(
+        self,
+        include: list[str] | None = None,
+        exclude: list[str] | None = None,
+        max_object_bytes: int | None = None,
+    ) -> Selection:
+        """Which objects count: as asked for, and by default as the environment says.
+
+        Raises:
+            SettingsError: a variable of the environment is set to something it cannot be.
+        """
+        found = settings.load()
+        return Selection(
+            tuple(settings.listed(found.audio_assets_include) if include is None else include),
+            tuple(settings.listed(found.audio_assets_exclude) if exclude is None else exclude),
+            found.audio_assets_max_bytes if max_object_bytes is None else max_object_bytes,
+        )
 
     def claim(self, bucket: str) -> None:
         """Note that this home holds ``bucket``'s corpus.

@@ -15,6 +15,7 @@ import pytest
 from audio_assets.automation import MAX_RUN_REQUESTS, new_objects, new_r2_objects_sensor, r2_event_sensor
 from audio_assets.demo import demo_objects
 from audio_assets.demo_server import WeedServer
+from audio_assets.ingest import bucket_scan
 from audio_assets.ingest.intake import ingest_prefix
 from audio_assets.ingest.listing_state import ListingState
 from audio_assets.ingest.mirror import Mirror
@@ -209,6 +210,53 @@ def test_while_a_prefix_is_worked_on_its_changes_wait(tick: Tick, bucket: Bucket
     assert list(requests(tick())) == ["calls"]
 
 
+def test_objects_that_do_not_count_are_no_news_and_rows_of_them_no_difference(
+    tick: Tick, bucket: Bucket, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUDIO_ASSETS_EXCLUDE", "*.draft.ogg, drafts/*")
+    bucket.put("calls/a.draft.ogg", "drafts/b.ogg")
+    assert isinstance(tick(), dg.SkipReason)
+    monkeypatch.setenv("AUDIO_ASSETS_EXCLUDE", "")
+    asked = requests(tick())
+    assert sorted(asked) == ["calls", "drafts"]
+    ingest(asked)
+    assert isinstance(tick(), dg.SkipReason)
+    # What is in the tables and no longer counts is neither new nor gone.
+    monkeypatch.setenv("AUDIO_ASSETS_EXCLUDE", "*.draft.ogg, drafts/*")
+    assert isinstance(tick(), dg.SkipReason)
+    bucket.put("calls/c.ogg")
+    assert list(requests(tick())) == ["calls"]
+
+
+def test_a_large_bucket_is_listed_prefix_by_prefix_and_gone_on_with(
+    tick: Tick, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket_scan, "KEYS_PER_PAGE", 1)
+    monkeypatch.setattr(new_objects, "WORKING_S", 0.0)
+    bucket.put(*(f"p{n}/{m:02}.wav" for n in range(3) for m in range(12)), body=b"x")
+    monkeypatch.setattr(new_objects, "WORKING_S", 40.0)
+    assert sorted(requests(tick())) == ["p0", "p1", "p2"]
+    prefixes: set[str] = set()
+    get_client = R2Resource.get_client
+
+    def watched(self: R2Resource) -> Any:
+        client = get_client(self)
+        client.meta.events.register(
+            "provide-client-params.s3.ListObjectsV2", lambda params, **_: prefixes.add(params["Prefix"])
+        )
+        return client
+
+    monkeypatch.setattr(R2Resource, "get_client", watched)
+    monkeypatch.setattr(new_objects, "WORKING_S", 0.0)
+    bucket.put("p3/a.wav", "p1/new.wav", body=b"x")
+    ticks = 0
+    while isinstance(result := tick(), dg.SkipReason):
+        assert "Listing the bucket" in str(result.skip_message)
+        ticks += 1
+    assert (ticks, prefixes) == (4, {"", "p0/", "p1/", "p2/", "p3/"})
+    assert {"p1", "p3"} <= requests(result).keys()
+
+
 def test_files_that_are_not_audio_are_no_news(tick: Tick, bucket: Bucket) -> None:
     bucket.put("calls/readme.txt", body=b"hello")
     assert isinstance(tick(), dg.SkipReason)
@@ -283,7 +331,7 @@ def test_a_listing_that_takes_longer_than_a_tick_is_gone_on_with(
     bucket.put(*(f"p{n}/a.wav" for n in range(5)), body=b"x")
     results = [tick(), tick(), tick()]
     assert [type(r) for r in results] == [dg.SkipReason, dg.SkipReason, dg.SensorResult]
-    assert listed == [None, "p1/a.wav", "p3/a.wav"]
+    assert list(dict.fromkeys(listed)) == [None, "p1/a.wav", "p3/a.wav"]
     assert sorted(requests(results[2])) == [f"p{n}" for n in range(5)]
 
 
@@ -373,9 +421,11 @@ def test_a_tick_that_is_killed_at_any_point_loses_nothing_and_doubles_nothing(bu
 def test_the_sensors_are_off_until_they_are_switched_on_or_a_setting_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     sensors = [new_r2_objects_sensor, r2_event_sensor]
     assert {s.default_status for s in sensors} == {dg.DefaultSensorStatus.STOPPED}
-    code = "from audio_assets.definitions import defs; print(*(s.default_status.value for s in defs.sensors))"
-    environment = {**os.environ, "AUDIO_ASSETS_SENSORS": "on"}
+    code = "from audio_assets.definitions import defs; print(*((s.name, s.default_status.value) for s in defs.sensors))"
+    code += "; print(*(s.minimum_interval_seconds for s in defs.sensors if s.name == 'new_r2_objects_sensor'))"
+    environment = {**os.environ, "AUDIO_ASSETS_SENSORS": "on", "AUDIO_ASSETS_LISTING_INTERVAL_S": "600"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert set(done.stdout.split()) == {"RUNNING"}
+    statuses, interval_s = done.stdout.splitlines()
+    assert (statuses.count("RUNNING"), interval_s) == (3, "600")
     monkeypatch.setenv("AUDIO_ASSETS_SENSORS", "perhaps")
     assert not sensors_on(), "definitions load whatever is set"

@@ -20,6 +20,7 @@ from audio_assets.ingest.intake import (
 )
 from audio_assets.ingest.listing import discover_prefixes, list_objects
 from audio_assets.ingest.mirror import Mirror
+from audio_assets.ingest.selection import EMPTY, EXCLUDED, MARKERS, OTHER_FILES, OVERSIZED, Selection
 from audio_assets.schemas import RAW_AUDIO
 from audio_assets_tests.ingest.audio import tone, write_tone
 from audio_assets_tests.ingest.conftest import Bucket, plain_client
@@ -136,7 +137,9 @@ def test_bad_files_are_rows_with_a_reason_and_the_others_go_on(bucket: Bucket, m
     errors = {r["id"]: r["error"] for r in table.to_pylist()}
     assert errors["calls/zero.flac"] == "the file has zero bytes"
     assert "not audio" in errors["calls/text.mp3"]
-    assert all(r["sha256"] and r["duration_s"] is None for r in table.to_pylist() if r["status"] == "invalid")
+    invalid = [r for r in table.to_pylist() if r["status"] == "invalid"]
+    assert {r["id"] for r in invalid if r["sha256"]} == {"calls/header.wav", "calls/text.mp3"}
+    assert all(r["duration_s"] is None for r in invalid)
 
 
 def test_a_file_that_cannot_be_fetched_is_a_row_and_is_tried_again(
@@ -241,24 +244,49 @@ def test_globs_choose_by_the_whole_key_and_leave_other_rows_alone(
 ) -> None:
     for name in ("2024/a", "2024/a.tmp", "2025/b"):
         bucket.put(f"calls/{name}.wav", speech)
-    first = take(bucket, mirror, include=("calls/2024*",), exclude=("*.tmp.*",))
+    first = take(bucket, mirror, selection=Selection(include=("calls/2024*",), exclude=("*.tmp.*",)))
     assert list(statuses(first.table)) == ["calls/2024/a.wav"]
     whole = take(bucket, mirror, first.table)
     assert whole.downloaded == 2
-    assert not take(bucket, mirror, whole.table, exclude=("*",)).changed
+    assert not take(bucket, mirror, whole.table, selection=Selection(exclude=("*",))).changed
 
 
 def test_an_object_over_the_limit_is_a_row_with_a_reason_and_is_not_fetched(
     bucket: Bucket, mirror: Mirror, speech: bytes
 ) -> None:
     bucket.put("calls/a.wav", speech)
-    first = take(bucket, mirror, max_object_bytes=len(speech) - 1)
+    first = take(bucket, mirror, selection=Selection(max_object_bytes=len(speech) - 1))
     found = row(first.table, "calls/a.wav")
     assert (found["status"], found["size_bytes"], first.bytes_downloaded) == ("invalid", len(speech), 0)
     assert "raise it to take the object in" in found["error"]
     assert list(mirror.files()) == []
-    assert not take(bucket, mirror, first.table, max_object_bytes=len(speech) - 1).changed
-    assert statuses(take(bucket, mirror, first.table, max_object_bytes=len(speech)).table) == {"calls/a.wav": "ok"}
+    assert not take(bucket, mirror, first.table, selection=Selection(max_object_bytes=len(speech) - 1)).changed
+    assert statuses(take(bucket, mirror, first.table, selection=Selection(max_object_bytes=len(speech))).table) == {
+        "calls/a.wav": "ok"
+    }
+
+
+def test_what_is_not_fetched_is_counted_and_has_a_status_where_it_counts(
+    bucket: Bucket, mirror: Mirror, speech: bytes
+) -> None:
+    bucket.put("calls/a.wav", speech)
+    bucket.put("calls/empty.wav", b"")
+    bucket.put("calls/huge.wav", speech * 2)
+    bucket.put("calls/draft.wav", speech)
+    bucket.put("calls/notes.txt", b"x")
+    bucket.put("calls/folder/", b"")
+    gets: list[str] = []
+    bucket.client.meta.events.register(
+        "provide-client-params.s3.GetObject", lambda params, **_: gets.append(params["Key"])
+    )
+    selection = Selection(exclude=("*draft*",), max_object_bytes=len(speech))
+    first = take(bucket, mirror, selection=selection)
+    assert statuses(first.table) == {"calls/a.wav": "ok", "calls/empty.wav": "invalid", "calls/huge.wav": "invalid"}
+    assert gets == ["calls/a.wav"]
+    assert row(first.table, "calls/empty.wav")["error"] == "the file has zero bytes"
+    assert dict(first.passed_over) == {MARKERS: 1, OTHER_FILES: 1, EXCLUDED: 1, EMPTY: 1, OVERSIZED: 1}
+    again = take(bucket, mirror, first.table, selection=selection)
+    assert (again.changed, len(gets), again.passed_over) == (False, 1, first.passed_over)
 
 
 def test_progress_is_told_once_per_file(bucket: Bucket, mirror: Mirror, speech: bytes) -> None:
@@ -273,7 +301,7 @@ def test_progress_is_told_once_per_file(bucket: Bucket, mirror: Mirror, speech: 
         ("calls/a.wav", "downloaded", "ok"),
         ("calls/b.wav", "downloaded", "ok"),
         ("calls/c.wav", "downloaded", "ok"),
-        ("calls/zero.wav", "downloaded", "invalid"),
+        ("calls/zero.wav", "skipped", "invalid"),
     }
     assert told[-1].bytes_downloaded == 3 * len(speech)
 
@@ -367,7 +395,7 @@ def test_files_copied_in_by_hand_are_rows_without_an_etag(mirror: Mirror) -> Non
 
 def test_what_was_downloaded_reads_the_same_without_the_bucket(bucket: Bucket, mirror: Mirror, speech: bytes) -> None:
     bucket.put("calls/a.wav", speech, Metadata={"speaker": "seven"})
-    bucket.put("calls/zero.wav", b"")
+    bucket.put("calls/noise.wav", b"not audio")
     online = take(bucket, mirror)
     assert ingest_mirror(mirror, "calls/", 1).table.equals(online.table)
     assert ingest_mirror(mirror, "calls/", 1, online.table).table.equals(online.table)

@@ -79,12 +79,13 @@ def test_materializing_again_replaces_the_partition_and_no_other(instance: dg.Da
 def test_an_unpartitioned_asset_is_stored_as_a_whole(instance: dg.DagsterInstance, home: Home) -> None:
     @dg.asset
     def r2_prefixes() -> pd.DataFrame:
-        return pd.DataFrame({"object_count": [7], "prefix": ["a/"], "partition": ["a"], "size_bytes": [1]})
+        columns = {"object_count": [7], "prefix": ["a/"], "partition": ["a"], "digest": ["0f"], "size_bytes": [1]}
+        return pd.DataFrame(columns)
 
     said = metadata(materialize(instance, r2_prefixes))
     assert said["dagster/row_count"] == 1
     assert PartitionedDuckDBIOManager().store().read(schemas.R2_PREFIXES).to_pylist() == [
-        {"prefix": "a/", "partition": "a", "object_count": 7, "size_bytes": 1}
+        {"prefix": "a/", "partition": "a", "object_count": 7, "size_bytes": 1, "digest": "0f"}
     ]
 
 
