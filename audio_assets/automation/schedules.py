@@ -5,7 +5,10 @@ from collections.abc import Iterator
 import dagster as dg
 
 from audio_assets.automation.jobs import corpus_job, discover_job, prefix_job
+from audio_assets.automation.reconcile import to_reconcile
 from audio_assets.partitions import PARTITIONS_NAME
+from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
+from audio_assets.resources.home import HomeResource
 
 discover_schedule = dg.ScheduleDefinition(
     name="discover_schedule",
@@ -17,13 +20,24 @@ discover_schedule = dg.ScheduleDefinition(
 
 
 @dg.schedule(cron_schedule="0 3 * * *", target=prefix_job, execution_timezone="UTC")
-def nightly_schedule(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
-    """Every night at 3:00 UTC: bring every prefix up to date.
+def nightly_schedule(
+    context: dg.ScheduleEvaluationContext,
+    home: HomeResource,
+    warehouse: dg.ResourceParam[PartitionedDuckDBIOManager],
+) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    """Every night at 3:00 UTC: bring the prefixes up to date that changed or have unfinished files.
 
-    It catches what a sensor cannot know: deleted objects, files that failed, ticks that were missed.
+    It catches what a sensor cannot know: deleted objects, files that failed, ticks that were missed. What changed is
+    told by the listing that `discover_schedule` made before; without a recent one every prefix is asked for.
     """
     night = context.scheduled_execution_time.date().isoformat()
-    for partition in context.instance.get_dynamic_partitions(PARTITIONS_NAME):
+    registered = list(context.instance.get_dynamic_partitions(PARTITIONS_NAME))
+    found = to_reconcile(context.instance, registered, home, warehouse, context.log.warning)
+    if found.everything:
+        context.log.warning(f"every prefix is asked for: {found.everything}; discover_schedule lists the bucket")
+    if not found.partitions:
+        yield dg.SkipReason("Every prefix is up to date.")
+    for partition in found.partitions:
         yield dg.RunRequest(run_key=f"{partition}:{night}", partition_key=partition)
 
 

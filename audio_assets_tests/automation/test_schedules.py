@@ -1,14 +1,88 @@
 """What runs by the clock."""
 
+import dataclasses
 import datetime
+import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 import pytest
 
+from audio_assets import schemas
 from audio_assets.automation import corpus_schedule, discover_schedule, nightly_schedule
-from audio_assets.definitions import build_definitions
-from audio_assets.partitions import PARTITIONS_NAME
+from audio_assets.demo import demo_objects
+from audio_assets.demo_server import WeedServer
+from audio_assets.ingest.discovery import discover
+from audio_assets.ingest.intake import ingest_prefix
+from audio_assets.ingest.mirror import Mirror
+from audio_assets.partitions import PARTITIONS_NAME, prefix_for
+from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
+from audio_assets.resources.home import HomeResource
+from audio_assets.settings import Home
+from audio_assets.storage.partition_files import PartitionStore
+
+CLIP = next(o.body for o in demo_objects() if o.key.endswith(".ogg"))
+NIGHT = datetime.datetime(2026, 11, 23, 3, tzinfo=datetime.timezone.utc)
+
+
+@dataclass(frozen=True)
+class Story:
+    """A bucket, its tables, and the nights."""
+
+    client: Any
+    bucket: str
+    instance: dg.DagsterInstance
+    home: Home
+
+    def put(self, *keys: str) -> None:
+        for key in keys:
+            self.client.put_object(Bucket=self.bucket, Key=key, Body=CLIP)
+
+    def discover(self, count: bool = True) -> None:
+        """What `discover_schedule` does."""
+        found = discover(self.client, self.bucket, 1, count=count).prefixes
+        rows = [dataclasses.asdict(p) for p in found]
+        self.store.write(schemas.R2_PREFIXES, schemas.R2_PREFIXES.from_rows(rows), None)
+        self.instance.add_dynamic_partitions(PARTITIONS_NAME, [p.partition for p in found])
+        self.instance.report_runless_asset_event(dg.AssetMaterialization("r2_prefixes"))
+
+    def run(self, partition: str, status: str | None = "ok") -> None:
+        """What a run of the partition does; without a ``status`` it ends before anything is transcribed."""
+        previous = self.store.read(schemas.RAW_AUDIO, [partition])
+        prefix = prefix_for(partition)
+        table = ingest_prefix(self.client, self.bucket, prefix, 1, Mirror(self.home.audio), previous).table
+        self.store.write(schemas.RAW_AUDIO, table, partition)
+        made = [
+            {
+                "id": r["id"],
+                "prefix": prefix,
+                "segments": [],
+                "flags": [],
+                "cached": False,
+                "status": "gone" if r["status"] == "gone" else status,
+            }
+            for r in table.to_pylist()
+        ]
+        if status is not None:
+            self.store.write(schemas.TRANSCRIPTS, schemas.TRANSCRIPTS.from_rows(made), partition)
+
+    def night(self) -> list[str]:
+        """The partitions that the nightly schedule asks for."""
+        with dg.build_schedule_context(
+            instance=self.instance,
+            scheduled_execution_time=NIGHT,
+            resources={"home": HomeResource(), "warehouse": PartitionedDuckDBIOManager()},
+        ) as context:
+            made = list(nightly_schedule(context))
+        asked = [request for request in made if isinstance(request, dg.RunRequest)]
+        assert len({r.run_key for r in asked}) == len(asked) and (asked or isinstance(made[0], dg.SkipReason))
+        return [str(r.partition_key) for r in asked]
+
+    @property
+    def store(self) -> PartitionStore:
+        return PartitionStore(self.home.tables)
 
 
 @pytest.fixture
@@ -17,17 +91,57 @@ def instance() -> Iterator[dg.DagsterInstance]:
         yield instance
 
 
-def test_every_night_every_prefix_is_brought_up_to_date(instance: dg.DagsterInstance) -> None:
-    instance.add_dynamic_partitions(PARTITIONS_NAME, ["calls", "lectures"])
-    night = datetime.datetime(2026, 11, 23, 3, tzinfo=datetime.timezone.utc)
-    definitions = build_definitions()
-    context = dg.build_schedule_context(
-        instance=instance, scheduled_execution_time=night, repository_def=definitions.get_repository_def()
-    )
-    requests = nightly_schedule.evaluate_tick(context).run_requests
-    assert requests is not None
-    assert [r.partition_key for r in requests] == ["calls", "lectures"]
-    assert len({r.run_key for r in requests}) == 2
+@pytest.fixture
+def story(weed: WeedServer, home: Home, instance: dg.DagsterInstance, request: pytest.FixtureRequest) -> Story:
+    name = "nightly-" + hashlib.sha256(request.node.name.encode()).hexdigest()[:12]
+    client = weed.client()
+    client.create_bucket(Bucket=name)
+    return Story(client, name, instance, home)
+
+
+def test_a_night_asks_for_what_changed_and_for_nothing_else(story: Story) -> None:
+    story.put("calls/a.ogg", "lectures/b.ogg")
+    story.discover()
+    assert story.night() == ["calls", "lectures"]
+    story.run("calls")
+    story.run("lectures")
+    assert story.night() == []
+    story.put("calls/new.ogg")
+    story.discover()
+    assert story.night() == ["calls"]
+
+
+def test_a_night_asks_for_prefixes_with_unfinished_files(story: Story) -> None:
+    story.put("calls/a.ogg", "lectures/b.ogg", "talks/c.ogg")
+    story.discover()
+    story.run("calls")
+    story.run("lectures", status="deferred")
+    story.run("talks", status=None)
+    assert story.night() == ["lectures", "talks"]
+
+
+def test_a_prefix_that_vanished_is_asked_for_until_its_rows_say_so(story: Story) -> None:
+    story.put("calls/a.ogg")
+    story.discover()
+    story.run("calls")
+    story.client.delete_object(Bucket=story.bucket, Key="calls/a.ogg")
+    story.discover()
+    assert story.night() == ["calls"]
+    story.run("calls")
+    assert story.night() == []
+
+
+@pytest.mark.parametrize("last", ["never", "uncounted"])
+def test_without_a_listing_that_tells_what_changed_every_prefix_is_asked_for(story: Story, last: str) -> None:
+    story.put("calls/a.ogg", "lectures/b.ogg")
+    story.discover()
+    story.run("calls")
+    story.run("lectures")
+    if last == "never":
+        story.instance.wipe_assets([dg.AssetKey("r2_prefixes")])
+    else:
+        story.discover(count=False)
+    assert story.night() == ["calls", "lectures"]
 
 
 def test_nothing_runs_by_itself_until_it_is_switched_on() -> None:
