@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from audio_assets.errors import FileFailed
+from audio_assets.ingest.get_object import Answer, Body, get_object
 from audio_assets.ingest.listing import RemoteObject
 from audio_assets.ingest.mirror import Mirror, ObjectState
 from audio_assets.ingest.remote_errors import settings_error, short, status_of
@@ -135,16 +136,19 @@ def _once(
         # At least the last byte is asked for: the answer has the object's type and metadata.
         received = _Received(part, most=max(found.size_bytes - 1, 0))
         try:
-            response = _request(client, bucket, found, received.size)
-            if received.size and not _goes_on(response, received.size, found.size_bytes):
+            answer = _request(client, bucket, found, received.size)
+            if received.size and not _goes_on(answer, received.size, found.size_bytes):
                 received.clear()
-            with contextlib.closing(response["Body"]) as body:
+            with contextlib.closing(answer.body) as body:
                 _receive(body, received, found.size_bytes, cancelled, deadline)
             if received.size != found.size_bytes:
                 raise _RetryError(f"{received.size} of {found.size_bytes} bytes arrived")
-            if _etag_is_md5(found.etag, response) and received.md5.hexdigest() != found.etag:
-                received.clear()
-                raise _RetryError(f"the bytes have MD5 {received.md5_seen}, the listing says {found.etag}")
+            received.flush()
+            if found.etag and answer.hashed_by_etag and _PLAIN_MD5.fullmatch(found.etag):
+                seen = received.md5.hexdigest()
+                if seen != found.etag:
+                    received.clear()
+                    raise _RetryError(f"the bytes have MD5 {seen}, the listing says {found.etag}")
         except _ChangedError:
             # There will be no rest to what is here.
             received.clear()
@@ -162,8 +166,8 @@ def _once(
         size_bytes=received.size,
         sha256=received.sha256.hexdigest(),
         last_modified=found.last_modified,
-        content_type=response.get("ContentType"),
-        metadata=dict(response.get("Metadata") or {}),
+        content_type=answer.content_type,
+        metadata=answer.metadata,
         mtime_ns=mtime_ns,
     )
     mirror.record(state)
@@ -171,70 +175,84 @@ def _once(
 
 
 class _Received:
-    """What has arrived of an object: the file, its size, and its hashes so far."""
+    """What has arrived of an object: the file, its size, and its hashes so far.
+
+    Blocks are hashed and written together, `_CHUNK_BYTES` and more at a time: each time costs a turn at Python's lock.
+    """
 
     def __init__(self, part: Path, most: int) -> None:
-        self._file = part.open("r+b" if part.exists() else "w+b")
+        self._file = part.open("r+b" if part.exists() else "w+b", buffering=0)
         self._restart()
         while block := self._file.read(min(_CHUNK_BYTES, most - self.size)):
-            self._count(block)
+            self.size += len(block)
+            self._hash(block)
         self._file.seek(self.size)
         self._file.truncate()
 
     def add(self, block: bytes) -> None:
-        self._file.write(block)
-        self._count(block)
+        self.size += len(block)
+        self._waiting.append(block)
+        self._waiting_bytes += len(block)
+        if self._waiting_bytes >= _CHUNK_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hash and write what came since the last time."""
+        block = self._waiting[0] if len(self._waiting) == 1 else b"".join(self._waiting)
+        self._waiting.clear()
+        self._waiting_bytes = 0
+        self._hash(block)
+        rest = memoryview(block)
+        while rest:
+            rest = rest[self._file.write(rest) :]
 
     def clear(self) -> None:
         """Forget all of it."""
-        self.md5_seen = self.md5.hexdigest()
         self._file.seek(0)
         self._file.truncate()
         self._restart()
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.closing(self._file):
+            self.flush()
 
     def _restart(self) -> None:
         self.size, self.sha256, self.md5 = 0, hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
 
-    def _count(self, block: bytes) -> None:
-        self.size += len(block)
+    def _hash(self, block: bytes) -> None:
         self.sha256.update(block)
         self.md5.update(block)
 
 
-def _request(client: Any, bucket: str, found: RemoteObject, start: int) -> Any:
-    rest = {"Range": f"bytes={start}-"} if start else {}
+def _request(client: Any, bucket: str, found: RemoteObject, start: int) -> Answer:
     try:
-        response = client.get_object(Bucket=bucket, Key=found.key, IfMatch=f'"{found.etag}"', **rest)
+        answer = get_object(client, bucket, found.key, found.etag, start)
     except Exception as error:
         raise _judged(error, client, bucket) from error
     # Not every server minds If-Match.
-    if response.get("ETag", found.etag).strip('"') != found.etag:
-        response["Body"].close()
-        raise _ChangedError(f"its ETag is {response['ETag']} now")
-    return response
+    if answer.etag is not None and answer.etag != found.etag:
+        answer.body.close()
+        raise _ChangedError(f"its ETag is {answer.etag} now")
+    return answer
 
 
-def _goes_on(response: Any, start: int, size: int) -> bool:
+def _goes_on(answer: Answer, start: int, size: int) -> bool:
     """Whether the body is the rest that was asked for; a server may send everything instead."""
-    return str(response.get("ContentRange", "")).startswith(f"bytes {start}-{size - 1}/")
+    return answer.content_range.startswith(f"bytes {start}-{size - 1}/")
 
 
-def _receive(body: Any, received: _Received, expected: int, cancelled: threading.Event, deadline: float) -> None:
+def _receive(body: Body, received: _Received, expected: int, cancelled: threading.Event, deadline: float) -> None:
     """Add the body to what is there."""
-    from botocore.exceptions import BotoCoreError
     from urllib3.exceptions import HTTPError
 
     # What has come, not what was asked for: `read` waits until all of a chunk is there, and a trickle would hold it
     # for hours past the deadline.
-    stream = getattr(body, "_raw_stream", body)
-    read = getattr(stream, "read1", stream.read)
     while True:
         try:
-            block = read(_CHUNK_BYTES)
-        except (BotoCoreError, HTTPError, OSError) as error:
+            block = body.read1(_CHUNK_BYTES)
+        except (HTTPError, OSError) as error:
             have = f"{received.size} of {expected} bytes"
             raise _RetryError(f"the connection broke after {have} ({short(error)})") from error
         if not block:
@@ -284,11 +302,3 @@ def _judged(error: Exception, client: Any, bucket: str) -> Exception:
     if isinstance(error, ClientError | BotoCoreError):
         return FileFailed(f"refused by the bucket: {short(error)}")
     return error
-
-
-def _etag_is_md5(etag: str | None, response: Any) -> bool:
-    # Under these kinds of encryption the ETag has the shape of an MD5 and is none.
-    encrypted = response.get("SSECustomerAlgorithm") or str(response.get("ServerSideEncryption", "")).startswith(
-        "aws:kms"
-    )
-    return bool(etag and _PLAIN_MD5.fullmatch(etag) and not encrypted)

@@ -24,9 +24,10 @@ import time
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from audio_assets.errors import FileFailed
 from audio_assets.ingest.listing import AUDIO_EXTENSIONS, RemoteObject, is_audio
@@ -108,15 +109,14 @@ class Mirror:
         Raises:
             FileFailed: the disk refuses.
         """
-        fields = asdict(state)
+        fields: dict[str, Any] = dict(vars(state))
         fields["last_modified"] = state.last_modified.isoformat() if state.last_modified else None
         path = self._state_path(state.key)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             # No fsync: a record lost in a power cut reads as damaged, and the file is hashed or fetched once more.
             with self._part() as part:
                 part.write_bytes(json.dumps(fields).encode())
-                part.replace(path)
+                _move(part, path)
         except OSError as error:
             raise FileFailed(f"{path} cannot be written ({error.strerror or error}); check the disk") from error
 
@@ -227,12 +227,11 @@ class Mirror:
         try:
             with self._part() if identity is None else self._lasting_part(key, identity) as part:
                 yield part
-                with part.open("rb") as written:
+                with part.open("rb", buffering=0) as written:
                     os.fsync(written.fileno())
-                target.parent.mkdir(parents=True, exist_ok=True)
                 # The folder is not synced: a rename lost in a power cut is a missing file, which the next run notices
                 # and fetches; a file that is there has its bytes.
-                part.replace(target)
+                _move(part, target)
         except OSError as error:
             raise FileFailed(f"{target} cannot be written ({error.strerror or error}); check the disk") from error
 
@@ -393,6 +392,14 @@ def _sha256(path: Path) -> str:
         while block := file.read(_READ_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _move(part: Path, target: Path) -> None:
+    try:
+        part.replace(target)
+    except FileNotFoundError:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part.replace(target)
 
 
 def _locked(handle: int, path: Path) -> bool:

@@ -127,7 +127,7 @@ def test_the_real_server_sends_the_rest_too(bucket: Bucket, mirror: Mirror) -> N
         raise RuntimeError
     asked: list[str] = []
     bucket.client.meta.events.register(
-        "before-send.s3.GetObject", lambda request, **_: asked.append(str(request.headers["Range"]))
+        "before-sign.s3.GetObject", lambda request, **_: asked.append(str(request.headers["Range"]))
     )
     download(bucket.client, bucket.name, found, mirror)
     assert "bytes=1000-" in asked[0]
@@ -245,7 +245,7 @@ def test_an_object_that_keeps_changing_is_left_for_the_next_run(
     def overwrite(**_: Any) -> None:
         faulty.put(KEY, faulty.objects[KEY] + b"more")
 
-    faulty_client.meta.events.register("before-send.s3.GetObject", overwrite)
+    faulty_client.meta.events.register("before-sign.s3.GetObject", overwrite)
     with pytest.raises(FileFailed, match="keeps changing"):
         fetch(faulty_client, found, mirror)
     assert faulty.requests == [("GET", KEY), ("HEAD", KEY), ("GET", KEY)]

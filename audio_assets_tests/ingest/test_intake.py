@@ -79,7 +79,7 @@ def test_a_second_intake_fetches_nothing_and_says_the_same(bucket: Bucket, mirro
     bucket.put("calls/text.mp3", b"no audio")
     first = take(bucket, mirror)
     requests: list[str] = []
-    bucket.client.meta.events.register("before-send.s3", lambda request, **_: requests.append(request.method))
+    bucket.client.meta.events.register("before-sign.s3", lambda request, **_: requests.append(request.method))
     second = take(bucket, mirror, first.table)
     assert requests == ["GET"]  # the listing
     assert (second.downloaded, second.skipped, second.bytes_downloaded) == (0, 2, 0)
@@ -277,7 +277,7 @@ def test_what_is_not_fetched_is_counted_and_has_a_status_where_it_counts(
     bucket.put("calls/folder/", b"")
     gets: list[str] = []
     bucket.client.meta.events.register(
-        "provide-client-params.s3.GetObject", lambda params, **_: gets.append(params["Key"])
+        "before-sign.s3.GetObject", lambda request, **_: gets.append(request.url.partition(f"/{bucket.name}/")[2])
     )
     selection = Selection(exclude=("*draft*",), max_object_bytes=len(speech))
     first = take(bucket, mirror, selection=selection)

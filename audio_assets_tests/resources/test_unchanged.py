@@ -48,7 +48,7 @@ def test_nothing_new_is_one_listing_and_leaves_the_file_alone(
 
         def counting(self: R2Resource) -> Any:
             made = make(self)
-            made.meta.events.register("before-send.s3", lambda request, **_: sent.append(request.url))
+            made.meta.events.register("before-sign.s3", lambda request, **_: sent.append(request.url))
             return made
 
         monkeypatch.setattr(R2Resource, "get_client", counting)
