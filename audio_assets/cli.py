@@ -96,9 +96,7 @@ def cli() -> None:
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
-    default=10,
-    show_default=True,
-    help="Files that are downloaded and transcribed at a time.",
+    help="Files that are downloaded and transcribed at a time. Default: AUDIO_ASSETS_DOWNLOADS and 10.",
 )
 @click.option(
     "--max-workers",
@@ -133,7 +131,7 @@ def cli() -> None:
 @_json
 def run(
     prefixes: tuple[str, ...],
-    batch_size: int,
+    batch_size: int | None,
     max_workers: int | None,
     output_formats: tuple[str, ...],
     no_cache: bool,

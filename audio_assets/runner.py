@@ -43,7 +43,7 @@ class RunOptions:
     """
 
     prefixes: tuple[str, ...] = ()
-    batch_size: int = 10
+    batch_size: int | None = None
     max_workers: int | None = None
     output_formats: tuple[str, ...] = ("json",)
     all_columns: bool = False
@@ -224,16 +224,21 @@ class _Pipeline:
         asked = {"include": self.options.include, "exclude": self.options.exclude}
         return {name: list(globs) for name, globs in asked.items() if globs is not None}
 
+    @property
+    def at_once(self) -> dict[str, int]:
+        """The run config of how much is done at once, as far as the user has said it."""
+        asked = {"batch_size": self.options.batch_size, "max_workers": self.options.max_workers}
+        return {name: number for name, number in asked.items() if number is not None}
+
     def prefix(
         self, partition: str, key_prefixes: list[str], limit: int | None, spent_usd: float
     ) -> dict[str, dict[str, Any]]:
         options = self.options
         selection: dict[str, Any] = {"key_prefixes": key_prefixes, "limit": limit}
-        workers = {} if options.max_workers is None else {"max_workers": options.max_workers}
+        workers = self.at_once
         cap, most = options.max_cost_usd, options.max_object_bytes
         config = {
             "raw_audio": {
-                "batch_size": options.batch_size,
                 "skip_ingestion": options.skip_ingestion,
                 **({} if most is None else {"max_object_bytes": most}),
                 **self.globs,
@@ -241,7 +246,6 @@ class _Pipeline:
                 **selection,
             },
             "transcripts": {
-                "batch_size": options.batch_size,
                 "no_cache": not options.use_cache,
                 **({} if cap is None else {"max_cost_usd": max(0.0, cap - spent_usd)}),
                 **({} if most is None else {"max_bytes": most}),
@@ -262,10 +266,10 @@ class _Pipeline:
         Only ``fresh_ids`` are transcribed although the cache holds them.
         """
         options = self.options
-        workers = {} if options.max_workers is None else {"max_workers": options.max_workers}
+        workers = self.at_once
         cap = options.max_cost_usd
         limits = {} if cap is None else {"max_cost_usd": max(0.0, cap - spent_usd)}
-        config = {"transcripts": {"batch_size": options.batch_size, "fresh_ids": list(fresh_ids), **workers, **limits}}
+        config = {"transcripts": {"fresh_ids": list(fresh_ids), **workers, **limits}}
         return self.execute("prefix_job", config, MADE_OF_RAW_AUDIO, partition)
 
     def corpus(self) -> dict[str, dict[str, Any]]:

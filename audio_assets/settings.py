@@ -58,6 +58,7 @@ class Settings(BaseSettings):
         "", description="globs of the keys to take in, separated by commas; by default every audio file"
     )
     audio_assets_exclude: str = Field("", description="globs of the keys to leave out, separated by commas")
+    audio_assets_downloads: int = Field(64, ge=1, description="downloads at once, of one run")
     audio_assets_max_duration_s: float = Field(
         12 * 3600.0, gt=0, description="longest recording that is transcribed, in seconds"
     )

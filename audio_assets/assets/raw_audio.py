@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import dagster as dg
 from pydantic import Field
 
-from audio_assets import checks, schemas
+from audio_assets import checks, schemas, settings
 from audio_assets.assets.common import (
     EXCLUDE,
     INCLUDE,
@@ -36,8 +36,14 @@ VERSIONED = ["id", "etag", "size_bytes", "sha256", "status", "error"]
 class RawAudioConfig(dg.Config):
     """How to take in the objects of a prefix."""
 
-    batch_size: int = Field(default=10, ge=1, description="Objects that are taken in at a time.")
-    max_workers: int = Field(default=8, ge=1, description="Downloads at once.")
+    batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="Objects that are fetched, or wait to be looked at, at a time. By default up to 256 wait.",
+    )
+    max_workers: int | None = Field(
+        default=None, ge=1, description="Downloads at once. By default AUDIO_ASSETS_DOWNLOADS."
+    )
     limit: int | None = Field(
         default=None,
         ge=0,
@@ -87,7 +93,7 @@ def raw_audio(
         previous = warehouse.store().read(schemas.RAW_AUDIO, [context.partition_key])
         options = IntakeOptions(
             batch_size=config.batch_size,
-            max_workers=config.max_workers,
+            max_workers=config.max_workers or settings.load().audio_assets_downloads,
             limit=config.limit,
             key_prefixes=tuple(config.key_prefixes),
             selection=home.selection(config.include, config.exclude, config.max_object_bytes),

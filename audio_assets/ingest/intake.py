@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import unicodedata
 from collections import Counter
@@ -30,24 +31,31 @@ Row = dict[str, object]
 
 _ANY_AUDIO = Selection()
 
+DOWNLOADS = 64
+"""Downloads at once, where nothing is said: they wait for the network, not for a core. Each takes at most 1 MB."""
+
+AHEAD = 256
+"""Objects that are fetched and may wait to be looked at. They lie on the disk; when there are more, downloads wait."""
+
 
 @dataclass(frozen=True)
 class IntakeOptions:
     """How much is done at once.
 
-    At most ``batch_size`` objects are with the ``max_workers`` threads at a time. ``key_prefixes`` takes in only
+    ``max_workers`` downloads run at once, and on their own: what is there is looked at by other threads, and up to
+    `AHEAD` objects may wait for those. A ``batch_size`` lowers both bounds. ``key_prefixes`` takes in only
     objects whose keys start with one of these strings (all when empty), and ``limit`` only the first so many of them,
     in the order of their keys. ``selection`` says which objects count. Rows of other objects stay as they are.
     """
 
-    batch_size: int = 10
-    max_workers: int = 8
+    batch_size: int | None = None
+    max_workers: int = DOWNLOADS
     limit: int | None = None
     key_prefixes: tuple[str, ...] = ()
     selection: Selection = field(default_factory=Selection)
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.max_workers < 1:
+        if (self.batch_size is not None and self.batch_size < 1) or self.max_workers < 1:
             raise ValueError(f"batch_size {self.batch_size} and max_workers {self.max_workers} must be at least 1")
         if self.limit is not None and self.limit < 0:
             raise ValueError(f"limit {self.limit} is negative; leave it out to take in everything")
@@ -157,23 +165,31 @@ def take(
         prefix: the partition's prefix.
         mirror: where the files are kept.
         options: batch size, workers, largest object.
-        client: a boto3 S3 client with at least ``options.max_workers`` connections, where tasks come from a listing.
+        client: a boto3 S3 client, where tasks come from a listing.
         bucket: name of its bucket.
 
     Raises:
         SettingsError: bucket, credentials or endpoint are wrong; nothing else can succeed either.
     """
 
-    def one(task: Task, cancelled: threading.Event) -> Taken:
+    def fetch(task: Task, cancelled: threading.Event) -> Taken | _Fetched:
         if task.found is None:
-            return _take_file(task.key, prefix, mirror, task.before)
+            return _Fetched(task)
         refusal = options.selection.refusal(task.found)
         if refusal is not None:
             return Taken(_failed_row(task.key, prefix, "invalid", refusal[1]) | _listing(task.found), "skipped")
-        return _take_object(client, bucket, task.found, prefix, mirror, task.before, cancelled)
+        return _fetch(client, bucket, task, task.found, prefix, mirror, cancelled)
 
-    with Workers(one, options.max_workers) as workers:
-        yield from workers.each(tasks, options.batch_size)
+    def look(fetched: Taken | _Fetched, _: threading.Event) -> Taken:
+        return fetched if isinstance(fetched, Taken) else _look(fetched, prefix, mirror)
+
+    downloads, ahead = options.max_workers, AHEAD
+    if isinstance(tasks, Sequence):
+        downloads = max(1, min(downloads, len(tasks)))
+    if options.batch_size is not None:
+        ahead = options.batch_size
+    with Workers(look, min(downloads, os.cpu_count() or 1)) as lookers, Workers(fetch, downloads) as fetchers:
+        yield from lookers.each(fetchers.each(tasks, min(downloads, ahead)), ahead)
 
 
 def lost(task: Task, prefix: str, reason: str) -> Taken:
@@ -198,7 +214,7 @@ def ingest_prefix(
     status; the others go on. Rows of ``previous`` that the bucket no longer lists become ``gone``.
 
     Args:
-        client: a boto3 S3 client with at least ``options.max_workers`` connections.
+        client: a boto3 S3 client; safe to share between threads.
         bucket: name of the bucket.
         prefix: the partition's prefix, as `partitions.prefix_of` gives it.
         depth: folders that make a partition.
@@ -417,22 +433,40 @@ def _replaced(stored: pa.Table, fresh: dict[str, Row], dropped: Set[str]) -> pa.
     return pa.concat_tables([RAW_AUDIO.conform(others), rows]).sort_by("id")
 
 
-def _take_object(
+@dataclass(frozen=True)
+class _Fetched:
+    """An object that lies in the mirror, and whether it was downloaded for this; its state, if that is known."""
+
+    task: Task
+    state: ObjectState | None = None
+    downloaded: bool = False
+
+
+def _fetch(
     client: Any,
     bucket: str,
+    task: Task,
     found: RemoteObject,
     prefix: str,
     mirror: Mirror,
-    before: Row | None,
     cancelled: threading.Event,
-) -> Taken:
+) -> Taken | _Fetched:
     try:
-        held = mirror.state(found.key) if mirror.holds(found) else None
-        state = held or download(client, bucket, found, mirror, cancelled=cancelled)
+        if mirror.holds(found):
+            held = mirror.state(found.key)
+            if held is not None:
+                return _Fetched(task, held)
+        return _Fetched(task, download(client, bucket, found, mirror, cancelled=cancelled), downloaded=True)
     except FileError as error:
         return Taken(_failed_row(found.key, prefix, error.status, str(error)) | _listing(found), "failed")
-    row = _row(state, prefix, mirror, before)
-    return Taken(row, "skipped") if held else Taken(row, "downloaded", state.size_bytes)
+
+
+def _look(fetched: _Fetched, prefix: str, mirror: Mirror) -> Taken:
+    task, state = fetched.task, fetched.state
+    if state is None:
+        return _take_file(task.key, prefix, mirror, task.before)
+    row = _row(state, prefix, mirror, task.before)
+    return Taken(row, "downloaded", state.size_bytes) if fetched.downloaded else Taken(row, "skipped")
 
 
 def _listing(found: RemoteObject | None) -> Row:

@@ -46,6 +46,8 @@ class Workers(Generic[Item, Result]):
     def __exit__(self, *_: object) -> None:
         self._cancelled.set()
         self._room.release()
+        # Whoever waits for results, as a feeder of other workers may, waits in vain.
+        self._results.put(_Fed(0))
         for _thread in self._threads:
             self._items.put(None)
         deadline = time.monotonic() + GRACE_S
@@ -64,6 +66,8 @@ class Workers(Generic[Item, Result]):
         total: int | None = None
         while total is None or done < total:
             result = self._results.get()
+            if self._cancelled.is_set():
+                return
             if isinstance(result, BaseException):
                 raise result
             if isinstance(result, _Fed):

@@ -52,7 +52,7 @@ class R2Resource(S3Resource):
         default=3, description="Tries of one request, the first included. Downloads have a retry layer of their own."
     )
     max_pool_connections: int = Field(
-        default=64, description="Connections kept open; at least the number of download workers."
+        default=64, description="Connections kept open. Never fewer than AUDIO_ASSETS_DOWNLOADS."
     )
     connect_timeout_s: float = Field(default=10.0, description="Seconds to wait for a connection.")
     read_timeout_s: float = Field(default=60.0, description="Seconds to wait for each read.")
@@ -138,7 +138,7 @@ class R2Resource(S3Resource):
                     **signature,
                     s3={"addressing_style": "path"},
                     retries={"total_max_attempts": self.max_attempts, "mode": "standard"},
-                    max_pool_connections=self.max_pool_connections,
+                    max_pool_connections=max(self.max_pool_connections, configured.audio_assets_downloads),
                     connect_timeout=self.connect_timeout_s,
                     read_timeout=self.read_timeout_s,
                     # R2 rejects the checksum trailers that boto3 adds since 1.36.

@@ -7,6 +7,7 @@ import hashlib
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
@@ -24,8 +25,9 @@ class FaultyServer:
 
     A fault is an HTTP status, or one of ``short`` (fewer bytes than Content-Length says), ``short without length``,
     ``corrupt`` (same length, other bytes), ``reset`` (connection cut before an answer), ``overlong``, ``silence``
-    (no answer), ``stall`` (half of the body, then nothing). A `listing` is sent as it is, instead of the true one; the
-    listing ``silence`` never comes. With a `barrier`, no object is sent before enough requests for objects wait.
+    (no answer), ``stall`` (half of the body, then nothing), ``held`` (no answer before `held` is set). A `listing` is
+    sent as it is, instead of the true one; the listing ``silence`` never comes. With a `barrier`, no object is sent
+    before enough requests for objects wait.
     """
 
     def __init__(self) -> None:
@@ -36,6 +38,9 @@ class FaultyServer:
         self.requests: list[tuple[str, str]] = []
         self.listing: str | None = None
         self.barrier: threading.Barrier | None = None
+        self.on_answer: Callable[[], None] = lambda: None
+        """Called when a request for an object has arrived."""
+        self.held = threading.Event()
         self.asked = threading.Event()
         """Set when a request arrived that will not be answered."""
         self.most_at_once = 0
@@ -112,7 +117,10 @@ class FaultyServer:
 
             def _answer(self, key: str) -> None:
                 server.requests.append((self.command, key))
+                server.on_answer()
                 fault = server.faults[key].pop(0) if server.faults[key] else None
+                if fault == "held":
+                    server.held.wait(30)
                 if fault == "reset":
                     self.close_connection = True
                     return

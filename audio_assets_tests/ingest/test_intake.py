@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from audio_assets.errors import SettingsError
+from audio_assets.ingest import intake
 from audio_assets.ingest.intake import (
     Intake,
     IntakeOptions,
@@ -20,6 +22,7 @@ from audio_assets.ingest.intake import (
 )
 from audio_assets.ingest.listing import discover_prefixes, list_objects
 from audio_assets.ingest.mirror import Mirror
+from audio_assets.ingest.probe import Probe, probe
 from audio_assets.ingest.selection import EMPTY, EXCLUDED, MARKERS, OTHER_FILES, OVERSIZED, Selection
 from audio_assets.schemas import RAW_AUDIO
 from audio_assets_tests.ingest.audio import tone, write_tone
@@ -211,6 +214,85 @@ def test_a_batch_bounds_what_is_fetched_at_once(
     options = IntakeOptions(batch_size=2, max_workers=8)
     assert ingest_prefix(faulty_client, "b", "calls/", 1, mirror, None, options).downloaded == 8
     assert faulty.most_at_once == 2
+
+
+def test_downloads_do_not_wait_until_files_are_looked_at(
+    faulty: FaultyServer, faulty_client: Any, mirror: Mirror, speech: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(20):
+        faulty.put(f"calls/{i:02}.wav", speech)
+    all_fetched = threading.Event()
+
+    def probe_at_the_end(path: Path) -> Probe:
+        assert all_fetched.wait(30)
+        return probe(path)
+
+    monkeypatch.setattr(intake, "probe", probe_at_the_end)
+    faulty.on_answer = lambda: all_fetched.set() if len(faulty.requests) == 20 else None
+    done = ingest_prefix(faulty_client, "b", "calls/", 1, mirror, None, IntakeOptions(max_workers=2))
+    assert all_fetched.is_set()
+    assert statuses(done.table) == {f"calls/{i:02}.wav": "ok" for i in range(20)}
+
+
+def test_a_file_is_looked_at_while_others_are_still_on_their_way(
+    faulty: FaultyServer, faulty_client: Any, mirror: Mirror, speech: bytes
+) -> None:
+    for i in range(9):
+        faulty.put(f"calls/{i}.wav", speech)
+    faulty.faults["calls/0.wav"] = ["held"]
+    told: list[str] = []
+
+    def on_progress(p: IntakeProgress) -> None:
+        told.append(p.key)
+        if len(told) == 8:
+            faulty.held.set()
+
+    ingest_prefix(faulty_client, "b", "calls/", 1, mirror, None, IntakeOptions(max_workers=2), on_progress)
+    assert told[-1] == "calls/0.wav"
+    assert len(told) == 9
+
+
+def test_downloads_run_ahead_only_so_far(
+    faulty: FaultyServer, faulty_client: Any, mirror: Mirror, speech: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(40):
+        faulty.put(f"calls/{i:02}.wav", speech)
+    monkeypatch.setattr(intake, "AHEAD", 8)
+    # Eight that wait, two that are under way, and one that is handed over.
+    most, enough, looked_at = 8 + 2 + 1, threading.Event(), []
+
+    def late_probe(path: Path) -> Probe:
+        if not looked_at:
+            assert enough.wait(30)
+            # Time for what should not happen.
+            time.sleep(0.3)
+            assert len(faulty.requests) <= most
+        looked_at.append(path)
+        return probe(path)
+
+    monkeypatch.setattr(intake, "probe", late_probe)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    faulty.on_answer = lambda: enough.set() if len(faulty.requests) >= 8 else None
+    done = ingest_prefix(faulty_client, "b", "calls/", 1, mirror, None, IntakeOptions(max_workers=2))
+    assert (done.downloaded, len(looked_at)) == (40, 40)
+
+
+def test_an_intake_that_ends_early_leaves_no_threads(
+    faulty: FaultyServer, faulty_client: Any, mirror: Mirror, speech: bytes
+) -> None:
+    for i in range(40):
+        faulty.put(f"calls/{i:02}.wav", speech)
+    before = {thread.ident for thread in threading.enumerate()}
+
+    def give_up(_: IntakeProgress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ingest_prefix(faulty_client, "b", "calls/", 1, mirror, None, IntakeOptions(max_workers=4), give_up)
+    left = [t for t in threading.enumerate() if t.name.startswith("ingest") and t.ident not in before]
+    for thread in left:
+        thread.join(10)
+    assert not [thread for thread in left if thread.is_alive()]
 
 
 def test_limit_takes_the_first_keys_and_leaves_other_rows_alone(bucket: Bucket, mirror: Mirror, speech: bytes) -> None:
