@@ -162,7 +162,7 @@ class TestRunFlags:
             monkeypatch.setattr(f"{module}.{function}", recorded)
 
         spy("audio_assets.assets.raw_audio", "ingest_mirror", 4)
-        spy("audio_assets.assets.transcripts", "transcribe_files", 3)
+        spy("audio_assets.resources.stages", "transcribe_files", 3)
         local("--batch-size", "3", "--max-workers", "2")
         assert seen == {"ingest_mirror": (3, 2), "transcribe_files": (3, 2)}
 
