@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -368,3 +371,31 @@ class TestDroppedSpeech:
         [result] = local_engine.transcribe([long])
         assert len(calls) == 2
         assert uncovered_s(result.segments, long.speech) >= packing.DROPPED_S - 1.0
+
+
+MANY_LENGTHS = """
+import sys
+import numpy as np
+from pathlib import Path
+from audio_assets.speech.local import LocalEngine, LocalOptions
+
+def resident_mb():
+    [line] = [x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmRSS")]
+    return int(line.split()[1]) / 1e3
+
+packed = LocalEngine(LocalOptions(model=sys.argv[1], device="cpu", workers=1))._packed
+lengths = [600 + 14 * n for n in range(80)]
+seen = []
+for frames in [max(lengths), *lengths]:
+    packed._encode(np.zeros((80, frames), np.float32))
+    seen.append(resident_mb())
+print(seen[-1] - seen[0])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_windows_of_many_lengths_take_no_more_memory_than_the_longest():
+    arguments = [sys.executable, "-c", MANY_LENGTHS, str(packaged_model())]
+    grown_mb = float(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout)
+    # One kernel kept for each would be over 100 MB.
+    assert grown_mb < 50
