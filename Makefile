@@ -6,7 +6,7 @@ PORT ?= 3000
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow-test lint dev lock clean bench-storage bench-speech bench-api bench-text bench-ingest bench-report api-test
+.PHONY: help demo test slow-test faults lint dev lock clean bench-storage bench-speech bench-api bench-text bench-ingest bench-report api-test
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -19,6 +19,9 @@ test: .venv/.dev ## the tests
 
 slow-test: .venv/.slow-test ## the tests that take minutes
 	$(BIN)/pytest -m slow
+
+faults: .venv/.slow-test ## the fault campaign: what was tried, what survived (half an hour)
+	SOAK_OBJECTS=20000 $(BIN)/python -m audio_assets_tests.faults.campaign
 
 api-test: .venv/.dev .venv-api/.done ## the API engine against real OpenAI-compatible servers
 	$(BIN)/pytest -m "slow or not slow" audio_assets_tests/speech/test_real_servers.py

@@ -463,15 +463,19 @@ def verify(repair: bool, as_json: bool) -> int:
 
 
 @cli.command()
+@click.option("--fix", "mend", is_flag=True, help="End what killed runs left: started runs, slots, temporary files.")
 @_json
-def doctor(as_json: bool) -> int:
+def doctor(mend: bool, as_json: bool) -> int:
     """Check settings, reachability, engine, disk and leftovers, and say how to mend what is wrong."""
-    from audio_assets.doctor import diagnose
+    from audio_assets.doctor import diagnose, fix
 
+    mended = fix() if mend else []
     findings = diagnose()
     if as_json:
-        click.echo(json.dumps({"findings": [f.as_dict() for f in findings]}))
+        click.echo(json.dumps({"findings": [f.as_dict() for f in findings], "mended": mended}))
     else:
+        for line in mended:
+            click.echo(f"mended {line}")
         for finding in findings:
             click.echo(finding.line())
     return 4 if any(f.state == "wrong" for f in findings) else 0

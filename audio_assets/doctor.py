@@ -1,4 +1,4 @@
-"""Checks what a run depends on, and says how to mend what is wrong. Changes nothing."""
+"""Checks what a run depends on, says how to mend what is wrong, and mends what killed runs left when asked."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from audio_assets import settings
+from audio_assets import dead_runs, settings
 from audio_assets.errors import AudioAssetsError
+from audio_assets.storage.atomic import remove_stale_temps
 
 LOW_DISK_BYTES = 2_000_000_000
 STALE_AFTER_S = 86_400.0
@@ -51,6 +52,27 @@ def diagnose() -> list[Finding]:
     findings += list(_leftovers(home))
     findings += list(_events(home))
     return findings
+
+
+def fix() -> list[str]:
+    """End what killed runs left: runs that count as started, slots of pools, temporary files nobody writes.
+
+    Returns:
+        One line for each thing that was mended.
+
+    Raises:
+        SettingsError: the home cannot be written.
+    """
+    import dagster as dg
+
+    from audio_assets.dagster_home import ensure_dagster_home
+
+    home = settings.home()
+    ensure_dagster_home(home)
+    mended = dead_runs.end(dg.DagsterInstance.get())
+    for folder in sorted({path.parent for path in home.root.rglob(".*.tmp*")}):
+        mended += [f"{path}: temporary file of a killed run, removed" for path in remove_stale_temps(folder)]
+    return mended
 
 
 def _guarded(subject: str, check: Callable[[], Finding]) -> Finding:
@@ -96,14 +118,23 @@ def _dagster(home: settings.Home) -> Finding:
     from audio_assets.dagster_home import ensure_dagster_home
 
     directory = ensure_dagster_home(home)
-    started = dg.DagsterInstance.get().get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
+    instance = dg.DagsterInstance.get()
+    dead = dead_runs.find(instance)
+    if dead:
+        return Finding(
+            "dagster",
+            "note",
+            f"{len(dead)} runs are marked as started and their processes are gone",
+            "The next `audio-assets run` or `audio-assets doctor --fix` marks them as failed",
+        )
+    started = instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
     old = [r for r in started if time.time() - r.create_timestamp.timestamp() > STALE_AFTER_S]
     if old:
         return Finding(
             "dagster",
             "note",
             f"{len(old)} runs are marked as started for over a day",
-            "Mark them as failed in the UI: Runs, select, Terminate",
+            "If nobody works on them, mark them as failed in the UI: Runs, select, Terminate",
         )
     return Finding("dagster", "ok", f"state in {directory}")
 

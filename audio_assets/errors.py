@@ -15,6 +15,8 @@ A message names the thing, the reason and the next step, and fits on one line.
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import ClassVar
 
 
@@ -38,6 +40,29 @@ class BusyError(AudioAssetsError):
 
 class StorageError(AudioAssetsError):
     """A table, the warehouse or an export could not be read or written."""
+
+
+_MACHINE = {
+    errno.ENOSPC: "Free some space",
+    errno.EDQUOT: "Free some space",
+    errno.EROFS: "Make it writable",
+    errno.EACCES: "Correct its permissions",
+    errno.EPERM: "Correct its permissions",
+    errno.EMFILE: "Allow more open files (`ulimit -n 1024`)",
+    errno.ENFILE: "Close some programs",
+    errno.EIO: "Check the disk",
+}
+
+
+def machine_trouble(error: OSError) -> StorageError | None:
+    """What a disk that is full, read-only or broken, or a lack of file handles, means to a user; None if it is none."""
+    cure = _MACHINE.get(error.errno) if error.errno is not None else None
+    if cure is None or error.errno is None:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    return StorageError(
+        f"{where}{os.strerror(error.errno)}; what was stored before is untouched. {cure}, then run again"
+    )
 
 
 class SchemaError(StorageError):

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from audio_assets import interrupts, schemas, settings
+from audio_assets import dead_runs, interrupts, schemas, settings
 from audio_assets.dagster_home import ensure_dagster_home
-from audio_assets.errors import AudioAssetsError, BusyError
+from audio_assets.errors import AudioAssetsError, BusyError, StorageError
 from audio_assets.forget import Forgetting
 from audio_assets.ingest.intake import IntakeOptions
 from audio_assets.ingest.selection import PASSED_OVER
@@ -213,6 +213,8 @@ class _Pipeline:
         self.home = settings.home()
         ensure_dagster_home(self.home)
         self.instance = dg.DagsterInstance.get()
+        # A run that was killed would count as running for ever, and hold its place in the queue.
+        dead_runs.end(self.instance)
         self.definitions = build_definitions(progress=progress)
         if not options.verbose:
             # Dagster's own log goes to the run's event log either way; the terminal gets the progress and the result.
@@ -309,6 +311,7 @@ class _Pipeline:
                 },
                 instance=self.instance,
                 partition_key=partition,
+                tags={dead_runs.PROCESS_TAG: dead_runs.own_process()},
                 asset_selection=[dg.AssetKey(a) for a in assets] if assets else None,
                 raise_on_error=False,
             )
@@ -350,8 +353,12 @@ def _error_of(event: dg.DagsterEvent) -> AudioAssetsError:
 
 
 def _reason(what: str, error: Any) -> str:
-    """The innermost cause of an error that Dagster recorded, as one line."""
-    while error is not None and error.cause is not None:
+    """An error that Dagster recorded as one line: what storage said of itself, or else the innermost cause."""
+    while error is not None:
+        if error.cls_name == StorageError.__name__:
+            return " ".join(error.message.split()).partition(": ")[2]
+        if error.cause is None:
+            break
         error = error.cause
     message = " ".join(error.message.split()) if error is not None else "no reason given"
     return f"{what}: {message}. `audio-assets run --verbose` shows the whole story"

@@ -8,7 +8,7 @@ import dagster as dg
 import pyarrow as pa
 
 from audio_assets import schemas
-from audio_assets.errors import AudioAssetsError
+from audio_assets.errors import AudioAssetsError, machine_trouble
 from audio_assets.storage import validation
 from audio_assets.summary.preview import markdown_table
 
@@ -96,11 +96,20 @@ def readable_errors() -> Iterator[None]:
     try:
         yield
     except AudioAssetsError as error:
-        raise dg.Failure(
-            description=str(error),
-            metadata={"error": type(error).__name__, EXIT_CODE: error.exit_code},
-            allow_retries=False,
-        ) from error
+        raise _failure(error) from error
+    except OSError as error:
+        trouble = machine_trouble(error)
+        if trouble is None:
+            raise
+        raise _failure(trouble) from error
+
+
+def _failure(error: AudioAssetsError) -> dg.Failure:
+    return dg.Failure(
+        description=str(error),
+        metadata={"error": type(error).__name__, EXIT_CODE: error.exit_code},
+        allow_retries=False,
+    )
 
 
 def merge(*parts: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,68 @@
+"""The campaign counts what it says it counts, and none of its tests has been renamed away."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from audio_assets_tests.faults import campaign
+from audio_assets_tests.faults.campaign import FAULTS, ROOT, Row, cases_of, matches, table
+
+PROBE = """
+import pytest
+from hypothesis import given, settings, strategies
+from audio_assets_tests.faults.campaign import tried
+
+@pytest.mark.parametrize("n", range(3))
+def test_cases(n): assert n < 2
+@settings(max_examples=40, database=None)
+@given(strategies.integers())
+def test_property(n): assert isinstance(n, int)
+def test_told(request): tried(request, 7)
+def test_skipped(): pytest.skip("nothing here")
+def test_other(): raise AssertionError
+"""
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.text)
+def test_every_fault_has_tests(fault: campaign.Fault) -> None:
+    for pattern in fault.tests:
+        file = pattern.partition("::")[0]
+        names = [f"{file}::{name}" for name in cases_of(ROOT / file)]
+        assert any(matches(pattern, name) for name in names), f"{pattern}: no such test"
+
+
+def test_a_failure_is_not_survived_and_examples_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "audio_assets_tests").mkdir()
+    (tmp_path / "audio_assets_tests" / "test_probe.py").write_text(PROBE)
+    code = """
+import pytest, sys
+from audio_assets_tests.faults import campaign
+probes = ("cases", "property", "told", "skipped")
+campaign.FAULTS = (campaign.Fault("some", tuple(f"test_probe.py::test_{n}" for n in probes)),)
+made = campaign.Campaign()
+pytest.main(["-q", "-p", "no:cacheprovider", "audio_assets_tests"], plugins=[made])
+row = made.rows["some"]
+print(row.tests, row.tried, row.survived, len(set(row.failed)), len(row.skipped))
+"""
+    # From its own directory the probe would be found as this package: it is named by its path alone.
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace('"audio_assets_tests"]', f'"{tmp_path / "audio_assets_tests"}"]')],
+        cwd=ROOT.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    tests, tried, survived, failed, skipped = map(int, done.stdout.splitlines()[-1].split())
+    assert (tests, failed, skipped) == (5, 1, 1)
+    assert tried - survived == 1
+    assert tried == 3 + 40 + 7
+
+
+def test_the_table_has_a_row_for_each_fault() -> None:
+    lines = table({FAULTS[0].text: Row(tests=1, tried=20, survived=19, failed=["here"])})
+    assert len(lines) == 1 + len(FAULTS)
+    assert lines[1].split()[-4:] == ["20", "19", "failed:", "here"]

@@ -1,0 +1,162 @@
+"""A run that is struck anywhere, by SIGKILL or SIGTERM, is finished by the next one, which pays for nothing twice."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import numpy as np
+import pytest
+import soundfile
+
+from audio_assets import dead_runs
+from audio_assets.demo import BUCKET, demo_objects
+from audio_assets.demo_server import WeedServer
+from audio_assets.settings import Home
+from audio_assets_tests.conftest import r2_environment, subprocess_environment
+from audio_assets_tests.faults.campaign import tried
+from audio_assets_tests.faults.invariant import assert_one_row_each, unfinished_files
+from audio_assets_tests.faults.victims import POINTS, Victims
+from audio_assets_tests.speech.conftest import FaultServer, fault_server  # noqa: F401
+
+FILES = 6
+WORKERS = 2
+RUN = ("run", "--prefix", "kills/", "--max-workers", str(WORKERS), "--output-format", "json")
+PASSED = {
+    "list": 2,
+    "download": 10,
+    "downloaded": FILES,
+    "decode": FILES,
+    "request sent": FILES,
+    "cached": FILES,
+    "record written": 8,
+    "warehouse transaction": 6,
+    "committed": 8,
+    "export": 1,
+}
+"""How often a run passes each point, at least."""
+
+assert PASSED.keys() == POINTS.keys()
+
+
+@pytest.fixture(scope="module")
+def keys(weed: WeedServer) -> Iterator[set[str]]:
+    """Recordings of a sentence, each of other bytes, in one prefix."""
+    speech = next(o.body for o in demo_objects() if o.key.endswith("/01.wav"))
+    samples, rate = soundfile.read(io.BytesIO(speech), dtype="float32")
+    client, stored = weed.client(), set()
+    for n in range(FILES):
+        body = io.BytesIO()
+        soundfile.write(body, (samples[: 3 * rate] * np.float32(1 - n / 20)), rate, format="WAV", subtype="PCM_16")
+        client.put_object(Bucket=BUCKET, Key=f"kills/{n}.wav", Body=body.getvalue())
+        stored.add(f"kills/{n}.wav")
+    yield stored
+    for key in stored:
+        client.delete_object(Bucket=BUCKET, Key=key)
+
+
+@pytest.fixture(scope="module")
+def victims(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victims]:
+    directory = tmp_path_factory.mktemp("victims")
+    with Victims(subprocess_environment(directory / "home"), directory) as warm:
+        yield warm
+
+
+@pytest.fixture
+def settings(weed: WeedServer, fault_server: FaultServer) -> dict[str, str]:  # noqa: F811
+    return r2_environment(weed) | {
+        "WHISPER_ENGINE": "openai",
+        "OPENAI_API_KEY": "test-key",
+        "OPENAI_BASE_URL": fault_server.url,
+    }
+
+
+def strike_and_recover(
+    victims: Victims,
+    settings: dict[str, str],
+    server: FaultServer,
+    keys: set[str],
+    directory: Path,
+    at: str,
+    nth: int,
+    blow: signal.Signals,
+) -> None:
+    home = Home(directory / f"{at}-{nth}-{blow.name}".replace(" ", "-"))
+    here = settings | {"AUDIO_ASSETS_HOME": str(home.root)}
+    server.posts.clear()
+
+    struck = victims.run(*RUN, settings=here, at=at, nth=nth, blow=blow)
+    if blow == signal.SIGKILL:
+        assert struck.returncode == -signal.SIGKILL, f"nothing passes {at} for the {nth}. time: {struck.stderr[-400:]}"
+    else:
+        # A signal that comes with the last step may find nothing left to stop.
+        assert struck.returncode in (0, 128 + blow, 130), struck.stderr[-400:]
+        assert "Traceback" not in struck.stderr
+
+    again = victims.run(*RUN, settings=here)
+    assert again.returncode == 0, again.stderr[-800:]
+    assert_one_row_each(home, keys)
+    assert unfinished_files(home) == []
+    verified = victims.run("verify", settings=here)
+    assert verified.returncode == 0, verified.stderr[-400:]
+
+    sent = Counter(hashlib.sha256(body).hexdigest() for body in server.posts)
+    assert len(sent) >= FILES
+    assert len(server.posts) <= FILES + WORKERS, "more than what was in flight was paid for again"
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
+@pytest.mark.parametrize("at", POINTS)
+def test_a_run_that_is_struck_is_finished_by_the_next(
+    victims: Victims,
+    settings: dict[str, str],
+    fault_server: FaultServer,  # noqa: F811
+    keys: set[str],
+    tmp_path: Path,
+    at: str,
+    blow: signal.Signals,
+) -> None:
+    strike_and_recover(victims, settings, fault_server, keys, tmp_path, at, 1 + PASSED[at] // 2, blow)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
+@pytest.mark.parametrize("at", POINTS)
+def test_ten_blows_at_each_point(
+    victims: Victims,
+    settings: dict[str, str],
+    fault_server: FaultServer,  # noqa: F811
+    keys: set[str],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    at: str,
+    blow: signal.Signals,
+) -> None:
+    for trial in range(10):
+        directory = tmp_path / str(trial)
+        directory.mkdir()
+        strike_and_recover(victims, settings, fault_server, keys, directory, at, 1 + trial % PASSED[at], blow)
+        tried(request, trial + 1)
+
+
+def test_a_run_that_was_killed_does_not_count_as_started_for_ever(
+    victims: Victims,
+    settings: dict[str, str],
+    keys: set[str],
+    tmp_path: Path,
+) -> None:
+    home = Home(tmp_path / "home")
+    here = settings | {"AUDIO_ASSETS_HOME": str(home.root)}
+    assert victims.run(*RUN, settings=here, at="record written", nth=3).returncode == -signal.SIGKILL
+    with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
+        [dead] = dead_runs.find(instance)
+        again = victims.run(*RUN, settings=here)
+        assert again.returncode == 0
+        run = instance.get_run_by_id(dead.run_id)
+        assert run is not None and run.status == dg.DagsterRunStatus.FAILURE
+        assert not instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
