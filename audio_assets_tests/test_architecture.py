@@ -30,6 +30,7 @@ LAYERS = [
         "derived",
         "doctor",
         "dagster_home",
+        "dead_runs",
         "demo_server",
         "terminal",
     },
