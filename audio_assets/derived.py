@@ -67,6 +67,7 @@ def write_subtitles(home: settings.Home, formats: Sequence[str], prefixes: Seque
         StorageError: a partition file is damaged, or the disk refused; earlier subtitles are untouched.
     """
     made = []
+    spelled_out = Mirror(home.audio).spelled_out
     for name in dict.fromkeys(formats):
         target = home.exports / name
         written = Written(target)
@@ -78,7 +79,7 @@ def write_subtitles(home: settings.Home, formats: Sequence[str], prefixes: Seque
                         if row["transcription"]:
                             written.left_out.append((row["id"], "its engine gave no times"))
                         continue
-                    path = subtitle_path(fresh, row["id"], name)
+                    path = subtitle_path(fresh, row["id"], name, spelled_out)
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_text(subtitles.WRITERS[name](shown), encoding="utf-8", newline="\n")
                     written.files += 1
@@ -89,9 +90,13 @@ def write_subtitles(home: settings.Home, formats: Sequence[str], prefixes: Seque
     return made
 
 
-def subtitle_path(directory: Path, key: str, format: str) -> Path:
-    """Where the subtitles of ``key`` lie: the recording's whole name and the format's ending behind it."""
-    return Mirror(directory).path_for(f"{key}.{format}")
+def subtitle_path(directory: Path, key: str, format: str, spelled_out: frozenset[str] = frozenset()) -> Path:
+    """Where the subtitles of ``key`` lie: the recording's whole name and the format's ending behind it.
+
+    ``spelled_out`` are the names that the mirror spells out.
+    """
+    names = frozenset(name if name.endswith("/") else f"{name}.{format}" for name in spelled_out)
+    return Mirror(directory, names).path_for(f"{key}.{format}")
 
 
 def write_audiofolder(home: settings.Home, prefixes: Sequence[str] = (), *, include_flagged: bool = False) -> Written:
@@ -113,7 +118,7 @@ def write_audiofolder(home: settings.Home, prefixes: Sequence[str] = (), *, incl
     mirror = Mirror(home.audio)
     try:
         with replacing_directory(target) as fresh, (fresh / METADATA).open("w", encoding="utf-8") as labels:
-            clips = Mirror(fresh / "data")
+            clips = Mirror(fresh / "data", frozenset(name.removesuffix("/") + "/" for name in mirror.spelled_out))
             for row in _rows(home, prefixes):
                 if row["flags"] and not include_flagged:
                     written.left_out.append((row["id"], "flagged: " + ", ".join(row["flags"])))
@@ -147,9 +152,10 @@ def forget(home: settings.Home, keys: Sequence[str]) -> None:
     Raises:
         OSError: the disk refuses.
     """
+    spelled_out = Mirror(home.audio).spelled_out
     for name in subtitles.FORMATS:
         for key in keys:
-            subtitle_path(home.exports / name, key, name).unlink(missing_ok=True)
+            subtitle_path(home.exports / name, key, name, spelled_out).unlink(missing_ok=True)
     folder = home.exports / AUDIOFOLDER
     if not (folder / METADATA).is_file():
         return

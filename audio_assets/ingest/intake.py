@@ -231,6 +231,8 @@ def ingest_prefix(
     stored = RAW_AUDIO.empty() if previous is None else previous
     mirror.remove_stale_parts()
     found = survey(client, bucket, prefix, depth, mirror, stored, options)
+    if found.todo:
+        mirror.settle_twins([each.key for each in found.todo], [*found.keys, *stored.column("id").to_pylist()])
     before = _by_id(_rows_of(stored, {each.key for each in found.todo}))
     tasks = [Task(each.key, each, before.get(each.key)) for each in found.todo]
     spread = spread or partial(take, prefix=prefix, mirror=mirror, options=options, client=client, bucket=bucket)
@@ -238,18 +240,18 @@ def ingest_prefix(
     gone = {id: _gone_from_bucket(row) for id, row in _by_id(_rows_of(stored, found.vanished)).items()}
     table = _replaced(stored, done.rows | gone, found.replaced)
     changed = previous is None or not table.equals(previous)
-    return replace(done.intake(table, found.listed, found.selected, changed=changed), passed_over=found.passed_over)
+    return replace(done.intake(table, len(found.keys), found.selected, changed=changed), passed_over=found.passed_over)
 
 
 @dataclass(frozen=True)
 class Survey:
     """What there is to do in a partition: objects to take in, and ids of rows to mark as gone or to replace.
 
-    ``listed`` objects were found, ``selected`` of them asked for, of which ``skipped`` need nothing. ``passed_over``
-    counts, by kind, what was listed and is not fetched.
+    The objects of ``keys`` were found, ``selected`` of them asked for, of which ``skipped`` need nothing.
+    ``passed_over`` counts, by kind, what was listed and is not fetched.
     """
 
-    listed: int
+    keys: list[str]
     selected: int
     skipped: int
     todo: list[RemoteObject]
@@ -297,7 +299,7 @@ def survey(
         todo = [found for found in todo if found.key in chosen]
     taken = {_nfc(found.key) for found in todo}
     return Survey(
-        listed=len(listed),
+        keys=[found.key for found in listed],
         selected=len(wanted),
         skipped=skipped,
         todo=sorted(todo, key=lambda found: found.key),

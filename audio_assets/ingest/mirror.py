@@ -7,7 +7,8 @@ every key has one path, every such path one key, and none lies outside the mirro
 * empty components (a leading ``/``, ``//``, a trailing ``/``) become ``%2F``, one per component;
 * a component over 255 bytes goes on in the next directory; the cut is marked by ``%2F`` at its end;
 * a folder named like an audio file (``a.wav/b.wav``) gets ``%2E`` for its dot: a file ``a.wav`` may lie beside it;
-* a ``%`` is escaped only where it would read as one of these escapes: ``100%.wav`` and ``a%20b.wav`` stay as they are.
+* a ``%`` is escaped only where it would read as one of these escapes: ``100%.wav`` and ``a%20b.wav`` stay as they are;
+* of two names that a file system may take for one (``A.wav`` and ``a.wav``, NFC and NFD) one is spelled out (`twins`).
 
 State lies beside the tree in ``.state/``: one small JSON file per object, named by the hash of its key.
 """
@@ -22,7 +23,7 @@ import re
 import secrets
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,6 +32,7 @@ from typing import Any
 
 from audio_assets.errors import FileFailed
 from audio_assets.ingest.listing import AUDIO_EXTENSIONS, RemoteObject, is_audio
+from audio_assets.ingest.twins import MARK, SpelledOut, escaped, fold_path, folders_of, read_out, spell_out, twins_among
 
 STATE_DIRECTORY = ".state"
 
@@ -71,12 +73,84 @@ class ObjectState:
 class Mirror:
     """The tree under ``root``. Cheap to make; nothing is written until something is stored."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, spelled_out: frozenset[str] | None = None) -> None:
         self.root = Path(root).absolute()
+        self._spelled_out = spelled_out
+
+    @property
+    def spelled_out(self) -> frozenset[str]:
+        """Keys, and folders with a ``/`` at their end, whose names are spelled out, since a twin has the plain name."""
+        if self._spelled_out is None:
+            self._spelled_out = SpelledOut(self._twins_path).load()
+        return self._spelled_out
 
     def path_for(self, key: str) -> Path:
         """The absolute path of ``key``: inside the mirror whatever the key is."""
-        return self.root.joinpath(*_encode(key))
+        return self.root.joinpath(*_encode(key, self.spelled_out))
+
+    def settle_twins(self, new: Collection[str], others: Collection[str]) -> None:
+        """See to it that no two keys can share a file, on whatever file system the mirror lies or is copied to.
+
+        Of names that such a system takes for one, the first keeps its name and the others are spelled out from here on.
+        Names that lie side by side already stay as they are.
+
+        Args:
+            new: keys that are about to be stored.
+            others: keys whose files may be there.
+
+        Raises:
+            FileFailed: the disk refuses.
+        """
+        folders = {folder for key in new for folder in folders_of(key)}
+        siblings = {folder: self._siblings(folder) for folder in sorted(folders, key=len)}
+        known = {folder for path in {key.rpartition("/")[0] for key in others} for folder in folders_of(path + "/")}
+        met = twins_among(folders, [*known, *(s for each in siblings.values() for s in each)])
+        keys = twins_among(new, others)
+        if not met and not keys:
+            return
+
+        def choose(there: frozenset[str]) -> set[str]:
+            chosen = set(there)
+            taken: set[str] = set()
+            for name in [*sorted(met, key=lambda folder: (folder.count("/"), folder)), *sorted(keys)]:
+                if name in chosen:
+                    continue
+                here = _folded_path(name, chosen)
+                rivals = {r for r in (met.get(name) or keys[name]) if _folded_path(r, chosen) == here}
+                # Of several that are new, the first in order takes the plain name.
+                old = {rival for rival in rivals if rival not in folders and rival not in keys}
+                if (old or taken & rivals) and not self._lies(name):
+                    chosen.add(name)
+                else:
+                    taken.add(name)
+            return chosen
+
+        self._spelled_out = SpelledOut(self._twins_path).add(choose)
+
+    def _siblings(self, folder: str) -> list[str]:
+        """The folders on the disk that a file system may take for ``folder``."""
+        parent, name = _split(folder)
+        return [
+            parent + other + "/"
+            for other in self._names(parent)
+            if other != name and fold_path(other) == fold_path(name)
+        ]
+
+    def _lies(self, name: str) -> bool:
+        """Whether a file or folder lies under this very name, not one that only reads the same."""
+        plain = _encode(name + "x")[-2] if name.endswith("/") else _encode(name)[-1]
+        return plain in self._names(_split(name)[0])
+
+    def _names(self, folder: str) -> list[str]:
+        directory = self.root.joinpath(*_encode(folder + "x", self.spelled_out)[:-1])
+        try:
+            return [path.name for path in directory.iterdir()]
+        except OSError:
+            return []
+
+    @property
+    def _twins_path(self) -> Path:
+        return self.root / STATE_DIRECTORY / "twins.json"
 
     def key_for(self, path: Path) -> str:
         """The key of a path, absolute or relative to the mirror; the inverse of `path_for`.
@@ -87,7 +161,7 @@ class Mirror:
         path = Path(path)
         relative = path.relative_to(self.root) if path.is_absolute() else path
         key = _decode(relative.parts)
-        if tuple(_encode(key)) != relative.parts:
+        if tuple(_encode(key, self.spelled_out)) != relative.parts:
             raise ValueError(
                 f"{relative} is not the path of an object; the mirror would keep {key!r} at {self.path_for(key)}"
             )
@@ -304,7 +378,11 @@ class Mirror:
     def _audio_files(self, prefix: str) -> Iterator[Path]:
         folder, slash, _ = prefix.rpartition("/")
         # What is not ASCII may be spelled in NFC or NFD on disk: then only a look at every file tells.
-        start = self.root.joinpath(*_encode(folder + "/x")[:-1]) if slash and folder.isascii() else self.root
+        start = (
+            self.root.joinpath(*_encode(folder + "/x", self.spelled_out)[:-1])
+            if slash and folder.isascii()
+            else self.root
+        )
         for directory, folders, names in os.walk(start):
             if Path(directory) == self.root and STATE_DIRECTORY in folders:
                 folders.remove(STATE_DIRECTORY)
@@ -314,18 +392,31 @@ class Mirror:
                     yield path
 
 
-def _encode(key: str) -> list[str]:
+def _encode(key: str, spelled_out: Set[str] = frozenset()) -> list[str]:
     components = key.split("/")
     encoded: list[str] = []
-    empty = 0
+    empty = end = 0
     for i, component in enumerate(components):
+        end += len(component) + 1
         if component == "":
             empty += 1
             continue
         encoded += _empties(empty)
         empty = 0
-        encoded += _encode_component(component, is_folder=i < len(components) - 1, is_first=not encoded)
+        is_out = bool(spelled_out) and key[:end] in spelled_out
+        encoded += _encode_component(component, is_folder=i < len(components) - 1, is_first=not encoded, is_out=is_out)
     return encoded + _empties(empty)
+
+
+def _folded_path(name: str, spelled_out: Set[str]) -> str:
+    """What a file system may take the path of a key or a folder for."""
+    return fold_path("/".join(_encode(name + "x" if name.endswith("/") else name, spelled_out)))
+
+
+def _split(name: str) -> tuple[str, str]:
+    """The folder that a key or a folder lies in, and its own name."""
+    parent, slash, own = name.removesuffix("/").rpartition("/")
+    return parent + slash, own
 
 
 def _empties(count: int) -> list[str]:
@@ -333,20 +424,26 @@ def _empties(count: int) -> list[str]:
     return [_EMPTY * min(most, count - start) for start in range(0, count, most)]
 
 
-def _encode_component(component: str, *, is_folder: bool, is_first: bool) -> list[str]:
+def _encode_component(component: str, *, is_folder: bool, is_first: bool, is_out: bool) -> list[str]:
     text = _ESCAPE.sub(lambda match: "%25" + match[0][1:], component)
-    text = _UNSAFE.sub(lambda match: _percent(match[0]), text)
-    if component in (".", "..") or (is_first and component.lower() == STATE_DIRECTORY):
-        text = text.replace(".", _percent("."))
+    text = _UNSAFE.sub(lambda match: escaped(match[0]), text)
+    if text[:3].upper() == MARK:
+        text = "%25" + text[1:]
+    if is_out:
+        text = spell_out(component)
+        if is_folder and component.lower().endswith(AUDIO_EXTENSIONS):
+            text = "%2E".join(text.rsplit(".", 1))
+    elif component in (".", "..") or (is_first and component.lower() == STATE_DIRECTORY):
+        text = text.replace(".", escaped("."))
     elif is_folder and component.lower().endswith(AUDIO_EXTENSIONS):
         stem, _, extension = text.rpartition(".")
-        text = f"{stem}{_percent('.')}{extension}"
+        text = f"{stem}{escaped('.')}{extension}"
     if len(text.encode()) <= _NAME_MAX_BYTES:
         return [text]
     pieces = _cut(text)
     last = pieces.pop()
     if last in (".", ".."):
-        last = last.replace(".", _percent("."))
+        last = last.replace(".", escaped("."))
     return [piece + _EMPTY for piece in pieces] + [last]
 
 
@@ -371,15 +468,15 @@ def _decode(parts: tuple[str, ...]) -> str:
         elif part.endswith(_EMPTY):
             open_text += part[: -len(_EMPTY)]
         else:
-            components.append(_ESCAPE.sub(lambda match: _unpercent(match[0]), open_text + part))
+            components.append(_decode_component(open_text + part))
             open_text = ""
     if open_text:
-        components.append(_ESCAPE.sub(lambda match: _unpercent(match[0]), open_text))
+        components.append(_decode_component(open_text))
     return "/".join(components)
 
 
-def _percent(character: str) -> str:
-    return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogatepass"))
+def _decode_component(text: str) -> str:
+    return read_out(text) if text.startswith(MARK) else _ESCAPE.sub(lambda match: _unpercent(match[0]), text)
 
 
 def _unpercent(escape: str) -> str:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import threading
 import time
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -440,6 +441,8 @@ def test_odd_keys_come_through_whole_and_stay_inside(odd_server: str, mirror: Mi
     for key, content in contents.items():
         assert mirror.path_for(key).read_bytes() == content
     assert sorted(mirror.files()) == sorted(ODD_KEYS)
+    folded = {unicodedata.normalize("NFC", str(mirror.path_for(key)).casefold()) for key in ODD_KEYS}
+    assert len(folded) == len(ODD_KEYS), "two keys would share a file on some file systems"
     assert {p for p in mirror.root.parent.rglob("*") if not p.is_relative_to(mirror.root)} == outside
     client.close()
 

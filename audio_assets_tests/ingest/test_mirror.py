@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
+import unicodedata
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -101,6 +103,70 @@ def test_a_path_that_no_key_has_is_named_and_never_guessed_at() -> None:
         mirror.key_for(Path("a%5Cb%2E.wav"))
     with pytest.raises(ValueError, match="subpath"):
         mirror.key_for(Path("/elsewhere/a.wav"))
+
+
+# Letters that differ in case or spelling only, far oftener than chance would make them.
+TWIN_KEYS = st.lists(
+    st.sampled_from(
+        ["a", "A", "\u00e9", "e\u0301", "\u00c9", "ss", "ß", "/", ".wav", "%0a", "\n", "%7E", "%7e", "%41", "x"]
+    ),
+    min_size=1,
+    max_size=6,
+).map("".join)
+
+
+def as_the_strangest_file_system(path: Path) -> str:
+    """What a file system that folds case and spelling takes a path for."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", str(path.relative_to(ROOT))).casefold())
+
+
+@given(st.lists(st.lists(st.one_of(TWIN_KEYS, KEYS), max_size=6, unique=True), max_size=4))
+@example([["a.wav", "A.wav"], ["A.WAV"]])
+@example([["Zo\u00eb/a.wav"], ["Zoe\u0308/a.wav", "zoe\u0308/A.wav"]])
+@example([["x%0a.wav"], ["x\n.wav"]])
+@example([["A.wav"], ["a.wav"], ["%7E%41.wav", "%7ea.wav"]])
+def test_no_two_keys_can_share_a_file_on_any_file_system(batches: list[list[str]]) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        there: list[str] = []
+        for batch in batches:
+            Mirror(root).settle_twins(batch, there)
+            there = list(dict.fromkeys([*there, *batch]))
+        mirror = Mirror(ROOT, Mirror(root).spelled_out)
+        paths = {key: mirror.path_for(key) for key in there}
+    assert len({as_the_strangest_file_system(path) for path in paths.values()}) == len(there)
+    assert all(mirror.key_for(path) == key for key, path in paths.items())
+    assert all(Path(os.path.normpath(path)) == path and path.is_relative_to(ROOT) for path in paths.values())
+
+
+@pytest.mark.slow
+@settings(max_examples=2_500, deadline=None)
+@given(st.lists(st.lists(st.one_of(TWIN_KEYS, KEYS), max_size=6, unique=True), max_size=4))
+def test_ten_thousand_keys_never_share_a_file(batches: list[list[str]]) -> None:
+    test_no_two_keys_can_share_a_file_on_any_file_system.hypothesis.inner_test(batches)  # type: ignore[attr-defined]
+
+
+def test_only_the_later_of_two_twins_is_spelled_out_and_stays_so(mirror: Mirror) -> None:
+    mirror.settle_twins(["Calls/A.wav", "Calls/b.wav"], [])
+    for key in ("Calls/A.wav", "Calls/b.wav"):
+        assert stored(mirror, key) and mirror.path_for(key) == mirror.root / key
+    again = Mirror(mirror.root)
+    again.settle_twins(["Calls/a.wav", "calls/b.wav"], ["Calls/A.wav", "Calls/b.wav"])
+    assert again.path_for("Calls/A.wav") == mirror.root / "Calls/A.wav"
+    assert again.path_for("Calls/a.wav") == mirror.root / "Calls/%7Ea.wav"
+    assert again.path_for("calls/b.wav") == mirror.root / "%7Ecalls/b.wav"
+    for key in ("Calls/a.wav", "calls/b.wav"):
+        stored(again, key)
+    again.settle_twins(["Calls/A.wav"], ["Calls/a.wav", "calls/b.wav"])
+    assert sorted(Mirror(mirror.root).files()) == ["Calls/A.wav", "Calls/a.wav", "Calls/b.wav", "calls/b.wav"]
+
+
+def test_twins_that_lie_side_by_side_already_keep_their_names(mirror: Mirror) -> None:
+    for key in ("A.wav", "a.wav"):
+        stored(mirror, key)
+    mirror.settle_twins(["A.wav", "a.wav"], [])
+    assert mirror.path_for("a.wav") == mirror.root / "a.wav"
+    assert mirror.spelled_out == frozenset()
 
 
 def stored(mirror: Mirror, key: str, content: bytes = b"content", etag: str = "e1") -> ObjectState:
