@@ -115,6 +115,13 @@ def cli() -> None:
     metavar="USD",
     help="Spend at most so much on an API. What does not fit is left for the next run, as deferred; exit code 3.",
 )
+@click.option(
+    "--max-disk",
+    type=_Size(),
+    metavar="SIZE",
+    help="Bytes that the mirror may hold, such as 50GB: files are dropped from it, least recently used first, and "
+    "fetched again when they are needed. Default: AUDIO_ASSETS_MAX_DISK.",
+)
 @click.option("--skip-summary", is_flag=True, help="Leave out the summary tables, the plots and the report.")
 @click.option(
     "--skip-ingestion", is_flag=True, help="Take the audio that lies in AUDIO_ASSETS_HOME/audio; R2 is not asked."
@@ -140,6 +147,7 @@ def run(
     max_size: int | None,
     limit: int | None,
     max_cost: float | None,
+    max_disk: int | None,
     skip_summary: bool,
     skip_ingestion: bool,
     forget_gone: bool,
@@ -167,6 +175,7 @@ def run(
         include=include or None,
         exclude=exclude or None,
         max_object_bytes=max_size,
+        max_disk=max_disk,
         limit=limit,
         max_cost_usd=max_cost,
         skip_summary=skip_summary,
@@ -366,8 +375,14 @@ def audiofolder(prefixes: tuple[str, ...], include_flagged: bool, as_json: bool)
     """
     from audio_assets import settings, terminal
     from audio_assets.derived import write_audiofolder
+    from audio_assets.resources.home import HomeResource
+    from audio_assets.resources.r2 import R2Resource
+    from audio_assets.resources.stages import supply_of
 
-    written = write_audiofolder(settings.home(), prefixes, include_flagged=include_flagged)
+    with supply_of(HomeResource(), R2Resource()) as supply:
+        written = write_audiofolder(
+            settings.home(), prefixes, include_flagged=include_flagged, bring=lambda key: supply.bring(key)
+        )
     if as_json:
         click.echo(json.dumps(written.as_dict(), ensure_ascii=False))
     else:
@@ -386,7 +401,7 @@ def audiofolder(prefixes: tuple[str, ...], include_flagged: bool, as_json: bool)
 @_json
 def report(link_hours: float | None, as_json: bool) -> int:
     """Write the report from what is stored, and print where it is."""
-    from audio_assets import settings
+    from audio_assets import settings, terminal
     from audio_assets.resources.home import HomeResource
     from audio_assets.resources.r2 import R2Resource
     from audio_assets.resources.report import write_report
@@ -397,6 +412,12 @@ def report(link_hours: float | None, as_json: bool) -> int:
     hours = settings.load().audio_assets_report_link_hours if link_hours is None else link_hours
     with Warehouse(home.warehouse, PartitionStore(home.tables)).connect() as connection:
         path = write_report(connection, HomeResource(), R2Resource(), hours)
+    dropped = 0 if hours else len(HomeResource().mirror().dropped())
+    if dropped:
+        terminal.say_warning(
+            f"{dropped} recordings were dropped from the mirror and have no player; --link-hours 24 plays them from "
+            "the bucket"
+        )
     click.echo(json.dumps({"report": str(path), "link_hours": hours}) if as_json else str(path))
     return 0
 
@@ -457,6 +478,10 @@ def verify(repair: bool, as_json: bool) -> int:
     else:
         for disagreement in found:
             click.echo(terminal.printable(disagreement.line))
+        if dropped := len(resource.mirror().dropped()):
+            click.echo(
+                f"{dropped} files were dropped from the mirror to keep within its limit, and are fetched when needed"
+            )
         mended = sum(d.repaired for d in found)
         click.echo(f"{len(found)} disagreements, {mended} mended" if found else "everything agrees")
     return EXIT_FILES_FAILED if any(not d.repaired for d in found) else 0

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from audio_assets import schemas, settings
-from audio_assets.errors import InvalidAudio, StorageError
+from audio_assets.errors import FileError, InvalidAudio, StorageError
 from audio_assets.ingest.mirror import Mirror
 from audio_assets.speech.compress import encode_flac
 from audio_assets.speech.decode import AudioStream
@@ -99,7 +100,13 @@ def subtitle_path(directory: Path, key: str, format: str, spelled_out: frozenset
     return Mirror(directory, names).path_for(f"{key}.{format}")
 
 
-def write_audiofolder(home: settings.Home, prefixes: Sequence[str] = (), *, include_flagged: bool = False) -> Written:
+def write_audiofolder(
+    home: settings.Home,
+    prefixes: Sequence[str] = (),
+    *,
+    include_flagged: bool = False,
+    bring: Callable[[str], AbstractContextManager[None]] = lambda key: nullcontext(),
+) -> Written:
     """Write ``exports/audiofolder``: a 16 kHz mono FLAC for each segment, and ``metadata.jsonl`` with its text.
 
     ``datasets.load_dataset("audiofolder", data_dir=…)`` reads it as it is.
@@ -108,6 +115,7 @@ def write_audiofolder(home: settings.Home, prefixes: Sequence[str] = (), *, incl
         home: where mirror, tables and exports are.
         prefixes: only keys that start with one of these; all when empty.
         include_flagged: also transcripts and segments that carry a flag, which teach a model what is wrong in them.
+        bring: entered while the recording of a key is read; has it in the mirror, or raises a `FileError`.
 
     Raises:
         BusyError: another process writes it.
@@ -129,15 +137,16 @@ def write_audiofolder(home: settings.Home, prefixes: Sequence[str] = (), *, incl
                         written.left_out.append((row["id"], "no segment with times and text"))
                     continue
                 try:
-                    for n, (segment, samples) in enumerate(_cut(mirror.path_for(row["id"]), wanted), 1):
-                        clip = clips.path_for(f"{row['id']}/{n:05d}.flac")
-                        clip.parent.mkdir(parents=True, exist_ok=True)
-                        clip.write_bytes(encode_flac(samples))
-                        seconds = len(samples) / SAMPLE_RATE_HZ
-                        labels.write(_line(_label(row, segment, clip.relative_to(fresh), seconds)))
-                        written.segments += 1
-                        written.seconds += seconds
-                except InvalidAudio as error:
+                    with bring(row["id"]):
+                        for n, (segment, samples) in enumerate(_cut(mirror.path_for(row["id"]), wanted), 1):
+                            clip = clips.path_for(f"{row['id']}/{n:05d}.flac")
+                            clip.parent.mkdir(parents=True, exist_ok=True)
+                            clip.write_bytes(encode_flac(samples))
+                            seconds = len(samples) / SAMPLE_RATE_HZ
+                            labels.write(_line(_label(row, segment, clip.relative_to(fresh), seconds)))
+                            written.segments += 1
+                            written.seconds += seconds
+                except FileError as error:
                     written.left_out.append((row["id"], str(error)))
                     continue
                 written.files += 1

@@ -54,6 +54,7 @@ class RunOptions:
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] | None = None
     max_object_bytes: int | None = None
+    max_disk: int | None = None
     fresh: Mapping[str, Sequence[str]] | None = None
     skip_summary: bool = False
     skip_ingestion: bool = False
@@ -82,6 +83,8 @@ class RunReport:
     left_out: list[str] = field(default_factory=list)
     report: str | None = None
     passed_over: dict[str, int] = field(default_factory=dict)
+    mirror_bytes: int | None = None
+    dropped_files: int = 0
     forgotten: list[dict[str, Any]] = field(default_factory=list)
     retired: list[str] = field(default_factory=list)
 
@@ -161,6 +164,9 @@ def run_pipeline(
             else:
                 report.partitions.remove(partition)
     _count(report, store)
+    budget = pipeline.resource.budget()
+    if budget is not None:
+        report.mirror_bytes, report.dropped_files = budget.used_bytes(), len(budget.mirror.dropped())
 
     corpus = pipeline.corpus()
     if options.forget_gone and forgetting.unfinished:
@@ -211,11 +217,12 @@ class _Pipeline:
 
         self.options = options
         self.home = settings.home()
+        self.resource = HomeResource(max_disk=options.max_disk)
         ensure_dagster_home(self.home)
         self.instance = dg.DagsterInstance.get()
         # A run that was killed would count as running for ever, and hold its place in the queue.
         dead_runs.end(self.instance)
-        self.definitions = build_definitions(progress=progress)
+        self.definitions = build_definitions(progress=progress, home=self.resource)
         if not options.verbose:
             # Dagster's own log goes to the run's event log either way; the terminal gets the progress and the result.
             logging.getLogger("dagster").setLevel(logging.CRITICAL)

@@ -82,6 +82,9 @@ class Settings(BaseSettings):
         None, description="installed spaCy model that names people and places; by default any of the language"
     )
     audio_assets_home: Path = Field(Path("data"), description="where everything is kept")
+    audio_assets_max_disk: str | None = Field(
+        None, description="what the mirror may hold, such as 50GB; by default no limit"
+    )
     audio_assets_prefix_depth: int = Field(1, ge=0, description="folders of a key that make its partition")
     audio_assets_report_link_hours: float = Field(
         0.0,
@@ -212,6 +215,19 @@ def byte_count(text: str) -> int:
     if found is None or found[2] not in _UNITS:
         raise ValueError(f"{text!r} is not a size; write it like 50GB, 500MB or 1.5GiB")
     return int(float(found[1]) * _UNITS[found[2]])
+
+
+def max_disk_bytes() -> int | None:
+    """Bytes that the mirror may hold; None for no limit.
+
+    Raises:
+        SettingsError: the setting is not a size.
+    """
+    told = load().audio_assets_max_disk
+    try:
+        return None if told is None else byte_count(told)
+    except ValueError as error:
+        raise SettingsError(f"AUDIO_ASSETS_MAX_DISK {error}; correct it in the environment or .env") from None
 
 
 def sensors_on() -> bool:

@@ -115,6 +115,11 @@ def closing_lines(report: RunReport) -> list[str]:
     if report.passed_over:
         lines.append(f"passed over: {' · '.join(passed_over(Counter(report.passed_over)))}")
     lines += [summary_line(report), f"tables   {_shown(report.warehouse)}"]
+    if report.mirror_bytes is not None:
+        lines.append(
+            f"mirror   {report.mirror_bytes / 1e6:.1f} MB; {report.dropped_files} files were dropped from it, and are "
+            "fetched again when they are needed"
+        )
     lines += [f"left out of the export: {printable(reason)}" for reason in report.left_out]
     lines += [f"export   {_shown(path)}" for path in report.exports]
     if report.report:

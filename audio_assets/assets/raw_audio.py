@@ -123,6 +123,7 @@ def raw_audio(
                     options,
                     on_progress,
                     spread,
+                    home.budget(),
                 )
     table = intake.table
     return dg.MaterializeResult(

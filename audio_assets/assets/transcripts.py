@@ -25,6 +25,7 @@ from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
 from audio_assets.resources.home import HomeResource
 from audio_assets.resources.mapper import MapperResource, Results
 from audio_assets.resources.progress import AudioMinutes, Progress
+from audio_assets.resources.r2 import R2Resource
 from audio_assets.resources.stages import Budget, Transcribe
 from audio_assets.resources.whisper import WhisperResource
 from audio_assets.speech.decode import Limits
@@ -106,6 +107,7 @@ def transcripts(
     config: TranscriptsConfig,
     raw_audio: pa.Table,
     whisper: WhisperResource,
+    r2: R2Resource,
     home: HomeResource,
     mapper: MapperResource,
     warehouse: dg.ResourceParam[PartitionedDuckDBIOManager],
@@ -125,6 +127,7 @@ def transcripts(
             stage = Transcribe(
                 prefix,
                 home,
+                r2,
                 whisper,
                 Budget(config.max_cost_usd, context.run.run_id, context.run.tags.get(BACKFILL_TAG)),
                 batch_size=config.batch_size,

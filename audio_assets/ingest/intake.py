@@ -8,7 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from audio_assets.errors import FileError
 from audio_assets.ingest.changes import diff
+from audio_assets.ingest.disk_budget import DiskBudget
 from audio_assets.ingest.download import download
 from audio_assets.ingest.listing import PrefixListing, RemoteObject, discover_prefixes, list_prefix
 from audio_assets.ingest.mirror import Mirror, ObjectState
@@ -154,6 +155,7 @@ def take(
     options: IntakeOptions,
     client: Any = None,
     bucket: str = "",
+    budget: DiskBudget | None = None,
 ) -> Generator[Taken, None, None]:
     """Fetch what the mirror does not hold, and probe; gives what became of each task as it comes.
 
@@ -167,6 +169,7 @@ def take(
         options: batch size, workers, largest object.
         client: a boto3 S3 client, where tasks come from a listing.
         bucket: name of its bucket.
+        budget: what the mirror may hold; objects wait for room, and files are dropped for them.
 
     Raises:
         SettingsError: bucket, credentials or endpoint are wrong; nothing else can succeed either.
@@ -178,7 +181,7 @@ def take(
         refusal = options.selection.refusal(task.found)
         if refusal is not None:
             return Taken(_failed_row(task.key, prefix, "invalid", refusal[1]) | _listing(task.found), "skipped")
-        return _fetch(client, bucket, task, task.found, prefix, mirror, cancelled)
+        return _fetch(client, bucket, task, task.found, prefix, mirror, cancelled, budget)
 
     def look(fetched: Taken | _Fetched, _: threading.Event) -> Taken:
         return fetched if isinstance(fetched, Taken) else _look(fetched, prefix, mirror)
@@ -207,6 +210,7 @@ def ingest_prefix(
     options: IntakeOptions | None = None,
     on_progress: ProgressCallback | None = None,
     spread: Spread | None = None,
+    budget: DiskBudget | None = None,
 ) -> Intake:
     """Bring the mirror and the rows of one partition up to date with the bucket.
 
@@ -223,6 +227,7 @@ def ingest_prefix(
         options: batch size, workers, limit.
         on_progress: called in this thread, once per file; once for all files that need nothing.
         spread: who takes the objects in; by default threads of this process.
+        budget: what the mirror may hold.
 
     Raises:
         SettingsError: bucket, credentials or endpoint are wrong; nothing else can succeed either.
@@ -235,8 +240,12 @@ def ingest_prefix(
         mirror.settle_twins([each.key for each in found.todo], [*found.keys, *stored.column("id").to_pylist()])
     before = _by_id(_rows_of(stored, {each.key for each in found.todo}))
     tasks = [Task(each.key, each, before.get(each.key)) for each in found.todo]
-    spread = spread or partial(take, prefix=prefix, mirror=mirror, options=options, client=client, bucket=bucket)
+    spread = spread or partial(
+        take, prefix=prefix, mirror=mirror, options=options, client=client, bucket=bucket, budget=budget
+    )
     done = _run(tasks, spread, found.skipped, on_progress)
+    if budget is not None and found.vanished:
+        budget.keep(found.vanished)
     gone = {id: _gone_from_bucket(row) for id, row in _by_id(_rows_of(stored, found.vanished)).items()}
     table = _replaced(stored, done.rows | gone, found.replaced)
     changed = previous is None or not table.equals(previous)
@@ -279,6 +288,7 @@ def survey(
         listed = sorted(audio, key=lambda found: found.key)
         changes = diff(listed, stored)
         present = scan.result()
+    dropped = mirror.dropped()
     wanted = [found for found in listed if options.wants(found.key)] if options.narrows else listed
     if options.selection.narrows:
         tally[EXCLUDED] = sum(not options.selection.matches(found.key) for found in listed)
@@ -291,7 +301,11 @@ def survey(
         if chosen is not None and found.key not in chosen:
             continue
         modified_us = settled.get(id)
-        if modified_us is not None and (present.get(id) == (found.size_bytes, modified_us) or mirror.holds(found)):
+        if modified_us is not None and (
+            present.get(id) == (found.size_bytes, modified_us)
+            or dropped.get(id) == (found.etag, found.size_bytes)
+            or mirror.holds(found)
+        ):
             skipped += 1
         else:
             todo.append(found)
@@ -437,11 +451,15 @@ def _replaced(stored: pa.Table, fresh: dict[str, Row], dropped: Set[str]) -> pa.
 
 @dataclass(frozen=True)
 class _Fetched:
-    """An object that lies in the mirror, and whether it was downloaded for this; its state, if that is known."""
+    """An object that lies in the mirror, and whether it was downloaded for this; its state, if that is known.
+
+    ``hold`` keeps its file there until it was looked at.
+    """
 
     task: Task
     state: ObjectState | None = None
     downloaded: bool = False
+    hold: ExitStack = field(default_factory=ExitStack)
 
 
 def _fetch(
@@ -452,22 +470,33 @@ def _fetch(
     prefix: str,
     mirror: Mirror,
     cancelled: threading.Event,
+    budget: DiskBudget | None,
 ) -> Taken | _Fetched:
+    hold = ExitStack()
     try:
-        if mirror.holds(found):
-            held = mirror.state(found.key)
-            if held is not None:
-                return _Fetched(task, held)
-        return _Fetched(task, download(client, bucket, found, mirror, cancelled=cancelled), downloaded=True)
-    except FileError as error:
+        # A file is not dropped before it was looked at.
+        if budget is not None:
+            hold.enter_context(budget.reading(found.key))
+        if mirror.holds(found) and (held := mirror.state(found.key)):
+            return _Fetched(task, held, hold=hold)
+        hold.close()
+        if budget is not None:
+            hold.enter_context(budget.room(found.key, found.size_bytes, cancelled))
+        state = download(client, bucket, found, mirror, cancelled=cancelled)
+        return _Fetched(task, state, downloaded=True, hold=hold)
+    except BaseException as error:
+        hold.close()
+        if not isinstance(error, FileError):
+            raise
         return Taken(_failed_row(found.key, prefix, error.status, str(error)) | _listing(found), "failed")
 
 
 def _look(fetched: _Fetched, prefix: str, mirror: Mirror) -> Taken:
     task, state = fetched.task, fetched.state
-    if state is None:
-        return _take_file(task.key, prefix, mirror, task.before)
-    row = _row(state, prefix, mirror, task.before)
+    with fetched.hold:
+        if state is None:
+            return _take_file(task.key, prefix, mirror, task.before)
+        row = _row(state, prefix, mirror, task.before)
     return Taken(row, "downloaded", state.size_bytes) if fetched.downloaded else Taken(row, "skipped")
 
 

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from audio_assets.errors import FileFailed
+from audio_assets.ingest.disk_budget import dropped_files, forget
 from audio_assets.ingest.listing import AUDIO_EXTENSIONS, RemoteObject, is_audio
 from audio_assets.ingest.twins import MARK, SpelledOut, escaped, fold_path, folders_of, read_out, spell_out, twins_among
 
@@ -319,6 +320,7 @@ class Mirror:
         there = path.is_file()
         path.unlink(missing_ok=True)
         self._state_path(key).unlink(missing_ok=True)
+        forget(self.root, key)
         for folder in path.parents:
             if folder == self.root or not folder.is_relative_to(self.root):
                 break
@@ -327,6 +329,18 @@ class Mirror:
             except OSError:
                 break
         return there
+
+    def parts_bytes(self) -> int:
+        """Bytes of downloads under way, and of broken ones."""
+        total = 0
+        for part in (self.root / STATE_DIRECTORY / "parts").glob("*.part"):
+            with suppress(FileNotFoundError):
+                total += part.stat().st_size
+        return total
+
+    def dropped(self) -> dict[str, tuple[str | None, int]]:
+        """ETag and size of the files that were dropped to keep within a disk budget; the bucket still has them."""
+        return dropped_files(self.root)
 
     def remove_stale_parts(self) -> int:
         """Remove what interrupted downloads left behind more than a day ago; returns how many."""

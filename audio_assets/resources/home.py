@@ -7,6 +7,7 @@ from pydantic import Field
 
 from audio_assets import settings
 from audio_assets.errors import SettingsError
+from audio_assets.ingest.disk_budget import DiskBudget, index_path
 from audio_assets.ingest.mirror import Mirror
 from audio_assets.ingest.selection import Selection
 from audio_assets.speech.cache import TranscriptCache
@@ -21,6 +22,10 @@ class HomeResource(ConfigurableResource):  # type: ignore[type-arg]
     prefix_depth: int | None = Field(
         default=None,
         description="Folders of a key that make its partition; by default AUDIO_ASSETS_PREFIX_DEPTH, else 1.",
+    )
+
+    max_disk: int | None = Field(
+        default=None, description="Bytes that the mirror may hold; by default AUDIO_ASSETS_MAX_DISK, else no limit."
     )
 
     def paths(self) -> settings.Home:
@@ -77,6 +82,16 @@ class HomeResource(ConfigurableResource):  # type: ignore[type-arg]
     def mirror(self) -> Mirror:
         """The local copy of the bucket's tree."""
         return Mirror(self.paths().audio)
+
+    def budget(self) -> DiskBudget | None:
+        """What keeps the mirror within its limit; None when there is none, and never was.
+
+        Raises:
+            SettingsError: AUDIO_ASSETS_MAX_DISK is not a size.
+        """
+        limit = settings.max_disk_bytes() if self.max_disk is None else self.max_disk
+        mirror = self.mirror()
+        return None if limit is None and not index_path(mirror.root).exists() else DiskBudget(mirror, limit)
 
     def cache(self) -> TranscriptCache:
         """Stored transcription results."""

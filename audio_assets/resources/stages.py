@@ -10,9 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from audio_assets.errors import FileFailed
+from audio_assets.errors import FileDeferred, FileFailed
 from audio_assets.ingest import intake
 from audio_assets.ingest.intake import IntakeOptions, Taken, Task
+from audio_assets.ingest.supply import Supply
 from audio_assets.resources.home import HomeResource
 from audio_assets.resources.mapper import Tell
 from audio_assets.resources.r2 import R2Resource
@@ -28,8 +29,16 @@ from audio_assets.text.workers import tokenize_in_workers
 JOB_ROWS = 4_096
 """Transcripts that are split into words at a time."""
 
+NOTED_AT_ONCE = 500
+"""Recordings that the cache held are noted as done with together."""
+
 Heard = tuple[str, float, bool]
 """News of `Transcribe`: a file's id, seconds of it that are done, whether an earlier run did them."""
+
+
+def supply_of(home: HomeResource, r2: R2Resource) -> Supply:
+    """What brings files back that were dropped from the mirror of ``home``."""
+    return Supply(home.mirror(), home.budget(), lambda: (r2.get_client(), r2.bucket_name()))
 
 
 @dataclass
@@ -45,7 +54,10 @@ class TakeIn:
         """One row per object."""
         client = self.r2.get_client() if self.r2 else None
         bucket = self.r2.bucket_name() if self.r2 else ""
-        return intake.take(items, self.prefix, self.home.mirror(), self.options, client, bucket)
+        budget = self.home.budget() if self.r2 else None
+        if budget is not None:
+            budget.shrink()
+        return intake.take(items, self.prefix, self.home.mirror(), self.options, client, bucket, budget)
 
     def name(self, item: Task) -> str:
         """Its key."""
@@ -87,6 +99,7 @@ class Transcribe:
 
     prefix: str
     home: HomeResource
+    r2: R2Resource
     whisper: WhisperResource
     budget: Budget
     batch_size: int
@@ -101,23 +114,41 @@ class Transcribe:
         """One transcript per recording."""
         alone = isinstance(items, Sequence)
         cache = self.home.cache()
-        with closing(self._account(alone)) as account:
+        with closing(self._account(alone)) as account, supply_of(self.home, self.r2) as supply:
             engine = self.whisper.billed_engine(account, cache)
+            if isinstance(items, Sequence):
+                key, contents = fingerprint(engine), {item.id: item.sha256 for item in items}
+                supply.ahead(list(contents), lambda id: id in self.fresh_ids or cache.get(contents[id], key) is None)
+
+            spent: list[str] = []
+
+            def stop() -> None:
+                supply.stop()
+                if isinstance(engine, OpenAIEngine):
+                    engine.halt()
+
             options = TranscribeOptions(
                 batch_size=self.batch_size,
                 max_workers=self.max_workers,
                 fresh_ids=self.fresh_ids,
                 limits=self.limits,
-                on_stop=engine.halt if isinstance(engine, OpenAIEngine) else lambda: None,
+                on_stop=stop,
+                bring=lambda item: supply.bring(item.id, item.sha256),
                 on_window=lambda id, seconds, known: tell((id, seconds, known)),
                 live=not alone,
             )
             try:
                 for result in transcribe_files(items, engine, cache, options):
                     self._figures = account.figures()
+                    if result.status not in (FileFailed.status, FileDeferred.status):
+                        spent.append(result.id)
+                    if not result.cached or len(spent) >= NOTED_AT_ONCE:
+                        supply.spent(spent)
+                        spent = []
                     yield result
             finally:
                 self._figures = account.figures()
+                supply.spent(spent)
 
     def _account(self, alone: bool) -> Account:
         """The budget of this copy of the stage; copies and the runs of one backfill have one in common."""

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,8 @@ class TranscribeOptions:
     whoever waits for it keeps nobody waiting. ``on_stop`` is called when the run ends, finished or not, before waiting
     for calls under way. ``on_window`` is called in the caller's thread whenever a window is done, with the file's id,
     the seconds of the recording that are done with it (the silence before it included), and whether the cache held it.
-    ``timings`` collects the seconds spent decoding, finding speech and waiting.
+    ``timings`` collects the seconds spent decoding, finding speech and waiting. ``bring`` is entered while a file is
+    decoded, which is one that the cache does not hold: it may take its time to have the file there.
     """
 
     batch_size: int | None = None
@@ -85,6 +86,7 @@ class TranscribeOptions:
     live: bool = False
     on_window: Callable[[str, float, bool], None] = lambda id, seconds, known: None
     timings: Timings = field(default_factory=Timings)
+    bring: Callable[[AudioFile], AbstractContextManager[None]] | None = None
 
 
 @dataclass(frozen=True)
@@ -466,7 +468,12 @@ class _Run:
         if job.fresh:
             self._cache.drop_windows(sha256, self._fingerprint)
         try:
-            self._cut(job, {} if job.fresh else self._cache.get_windows(sha256, self._fingerprint))
+            with ExitStack() as brought:
+                # Workers must not wait for more from a reader that waits for its file.
+                with self._pool.standing_still() if self._options.bring else nullcontext():
+                    if self._options.bring is not None:
+                        brought.enter_context(self._options.bring(job.file))
+                self._cut(job, {} if job.fresh else self._cache.get_windows(sha256, self._fingerprint))
         except FileError as error:
             self._fail(job, error)
 

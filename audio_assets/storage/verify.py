@@ -7,7 +7,7 @@ downloaded or transcribed again is named, with the command that does it, and lef
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,6 +62,10 @@ class MirrorFiles(Protocol):
 
     def files(self) -> Iterator[str]:
         """Keys of the audio files that are there."""
+        ...
+
+    def dropped(self) -> Collection[str]:
+        """Keys of the files that are not there, to keep within a disk budget."""
         ...
 
     def inspect(self, key: str) -> Any:
@@ -221,6 +225,7 @@ def _mirror(
 ) -> Iterator[Disagreement]:
     again = "`audio-assets run` downloads it again"
     known: set[str] = set()
+    dropped = mirror.dropped()
     for row in _rows(store, schemas.RAW_AUDIO, ["id", "sha256", "size_bytes", "status"], unreadable):
         known.add(row["id"])
         if row["status"] != "ok" or row["sha256"] is None:
@@ -230,6 +235,8 @@ def _mirror(
             state = mirror.inspect(row["id"])
         except FileError as error:
             yield Disagreement(f"cannot be read: {error}", where, again)
+            continue
+        if state is None and row["id"] in dropped:
             continue
         if state is None:
             yield Disagreement(f"missing, although raw_audio has {row['id']!r}", where, again)

@@ -1,0 +1,288 @@
+"""The disk budget: which files of the mirror stay, and which are dropped for others, to be fetched again when needed.
+
+Dropped first is what was transcribed, least recently used first; then what still waits, last come first, since it is
+transcribed last. Never dropped are files in use, and files that the bucket could not give back: copied in by hand,
+changed in place, or gone from the bucket. What is known of a file, and its rows, stay.
+
+An index in ``.state/disk.sqlite`` knows sizes and uses; processes that share the mirror share it. It can be deleted:
+it is made anew from the files, and what was dropped is then fetched again.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from audio_assets.errors import FileFailed, StorageError
+
+if TYPE_CHECKING:
+    from audio_assets.ingest.mirror import Mirror
+
+INDEX = "disk.sqlite"
+
+_LOOK_AGAIN_S = 600.0
+"""How long the index is trusted before it is compared with the files: somebody may add or remove some by hand."""
+_POLL_S = 0.05
+_BUSY_TIMEOUT_S = 60.0
+_AT_ONCE = 100
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS files (
+    key BLOB PRIMARY KEY, size INTEGER NOT NULL, etag TEXT, used REAL NOT NULL, spent INTEGER NOT NULL,
+    dropped INTEGER NOT NULL, kept INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS holds (
+    token TEXT PRIMARY KEY, key BLOB NOT NULL, size INTEGER NOT NULL, pid INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value REAL NOT NULL);
+"""
+
+_CANDIDATES = """
+SELECT key, size FROM files
+WHERE NOT dropped AND NOT kept AND (spent OR ?) AND key NOT IN (SELECT key FROM holds)
+ORDER BY spent DESC, CASE WHEN spent THEN used ELSE -used END LIMIT ?
+"""
+
+
+_MAY_END = "SELECT count(*) FROM holds WHERE size > 0 OR key IN (SELECT key FROM files WHERE NOT dropped)"
+"""Holds that will free something. Who waits for room holds a key, too."""
+
+
+class NoRoomYet(FileFailed):
+    """There is no room for a file that is not needed yet."""
+
+
+class DiskBudget:
+    """The files of ``mirror`` within ``max_bytes``; without a limit nothing is dropped, and the index kept up."""
+
+    def __init__(self, mirror: Mirror, max_bytes: int | None) -> None:
+        self.mirror = mirror
+        self.max_bytes = max_bytes
+        self.path = index_path(mirror.root)
+        self._looked = threading.Lock()
+        self._look()
+
+    def used_bytes(self) -> int:
+        """Bytes of the files that lie in the mirror, and of downloads under way."""
+        with self._transaction() as index:
+            return self._used(index)
+
+    @contextmanager
+    def room(
+        self, key: str, size_bytes: int, cancelled: threading.Event | None = None, *, ahead: bool = False
+    ) -> Iterator[None]:
+        """Room for a file while it is fetched and looked at: files are dropped for it, or it waits until some are free.
+
+        Args:
+            key: the object that is fetched.
+            size_bytes: its size.
+            cancelled: once set, waiting ends.
+            ahead: it is not needed yet: nothing is dropped for it that waits to be transcribed, and it does not wait.
+
+        Raises:
+            NoRoomYet: ``ahead``, and there is none.
+            FileFailed: there cannot be room for it, or waiting was cancelled.
+        """
+        token = self._reserve(key, size_bytes, cancelled or threading.Event(), ahead)
+        try:
+            yield
+        finally:
+            state = self.mirror.state(key)
+            try:
+                size: int | None = self.mirror.path_for(key).stat().st_size
+            except OSError:
+                size = None
+            with self._transaction() as index:
+                if size is not None:
+                    index.execute(
+                        "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, 0, 0, 0)",
+                        (_bytes(key), size, state.etag if state else None, time.time()),
+                    )
+                index.execute("DELETE FROM holds WHERE token = ?", (token,))
+
+    @contextmanager
+    def reading(self, key: str) -> Iterator[None]:
+        """Keep the file of ``key`` for as long as it is read."""
+        token = _token()
+        with self._transaction() as index:
+            index.execute("INSERT INTO holds VALUES (?, ?, 0, ?)", (token, _bytes(key), os.getpid()))
+            index.execute("UPDATE files SET used = ? WHERE key = ?", (time.time(), _bytes(key)))
+        try:
+            yield
+        finally:
+            with self._transaction() as index:
+                index.execute("DELETE FROM holds WHERE token = ?", (token,))
+
+    def shrink(self) -> None:
+        """Drop what is over the limit, as far as it can be."""
+        with self._transaction() as index:
+            _forget_the_dead(index)
+            self._make_room(index, 0, ahead=False)
+
+    def spent(self, keys: Iterable[str]) -> None:
+        """These files are transcribed: they are the first to go."""
+        with self._transaction() as index:
+            index.executemany("UPDATE files SET spent = 1 WHERE key = ? AND NOT spent", [(_bytes(k),) for k in keys])
+
+    def keep(self, keys: Iterable[str]) -> None:
+        """The bucket does not have these objects any more: their files are the last copies."""
+        with self._transaction() as index:
+            index.executemany("UPDATE files SET kept = 1 WHERE key = ? AND NOT kept", [(_bytes(k),) for k in keys])
+
+    def _reserve(self, key: str, size_bytes: int, cancelled: threading.Event, ahead: bool) -> str:
+        limit = self.max_bytes
+        if limit is not None and size_bytes > limit:
+            raise FileFailed(
+                f"{size_bytes} bytes, and the mirror may hold {limit} in all (AUDIO_ASSETS_MAX_DISK, --max-disk); "
+                "raise that to take the object in"
+            )
+        token = _token()
+        while True:
+            with self._transaction() as index:
+                _forget_the_dead(index)
+                if self._make_room(index, size_bytes, ahead):
+                    index.execute(
+                        "INSERT INTO holds VALUES (?, ?, ?, ?)", (token, _bytes(key), size_bytes, os.getpid())
+                    )
+                    return token
+                (held,) = index.execute(_MAY_END).fetchone()
+            if ahead:
+                raise NoRoomYet("there is no room for it yet")
+            if not held:
+                raise FileFailed(
+                    f"no room within the {limit} bytes of AUDIO_ASSETS_MAX_DISK (--max-disk): the mirror is full of "
+                    "files that the bucket cannot give back; raise it, or `audio-assets run --forget-gone`"
+                )
+            if cancelled.wait(_POLL_S):
+                raise FileFailed("the download was cancelled; the next run tries again")
+
+    def _make_room(self, index: sqlite3.Connection, size_bytes: int, ahead: bool) -> bool:
+        if self.max_bytes is None:
+            return True
+        over = self._used(index) + size_bytes - self.max_bytes
+        while over > 0:
+            candidates = index.execute(_CANDIDATES, (not ahead, _AT_ONCE)).fetchall()
+            if not candidates:
+                return False
+            for key, size in candidates:
+                if over <= 0:
+                    break
+                if self._drop(index, key):
+                    over -= size
+        return True
+
+    def _drop(self, index: sqlite3.Connection, key: bytes) -> bool:
+        name = key.decode("utf-8", "surrogatepass")
+        state, path = self.mirror.state(name), self.mirror.path_for(name)
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            index.execute("DELETE FROM files WHERE key = ?", (key,))
+            return True
+        untouched = state is not None and (state.size_bytes, state.mtime_ns) == (status.st_size, status.st_mtime_ns)
+        if state is None or state.etag is None or not untouched:
+            index.execute("UPDATE files SET kept = 1 WHERE key = ?", (key,))
+            return False
+        path.unlink(missing_ok=True)
+        index.execute("UPDATE files SET dropped = 1, etag = ? WHERE key = ?", (state.etag, key))
+        return True
+
+    def _used(self, index: sqlite3.Connection) -> int:
+        ((files,),) = index.execute("SELECT coalesce(sum(size), 0) FROM files WHERE NOT dropped").fetchall()
+        ((reserved,),) = index.execute("SELECT coalesce(sum(size), 0) FROM holds").fetchall()
+        # What broken downloads left lies there too, and is gone on with.
+        return int(files) + max(int(reserved), self.mirror.parts_bytes())
+
+    def _look(self) -> None:
+        """Compare the index with the files, unless that was done a moment ago."""
+        with self._transaction() as index:
+            told = index.execute("SELECT value FROM facts WHERE name = 'looked'").fetchone()
+            if told is not None and 0 <= time.time() - told[0] < _LOOK_AGAIN_S:
+                return
+            known = {k for (k,) in index.execute("SELECT key FROM files WHERE NOT dropped")}
+            there: dict[bytes, os.stat_result] = {}
+            for key in self.mirror.files():
+                try:
+                    there[_bytes(key)] = self.mirror.path_for(key).stat()
+                except FileNotFoundError:
+                    continue
+            index.executemany("DELETE FROM files WHERE key = ?", [(key,) for key in known - there.keys()])
+            # Of what was there before, nobody knows whether it is transcribed; what comes from here on is known.
+            index.executemany(
+                "INSERT OR REPLACE INTO files VALUES (?, ?, NULL, ?, 1, 0, 0)",
+                [(key, status.st_size, status.st_ctime) for key, status in there.items() if key not in known],
+            )
+            index.execute("INSERT OR REPLACE INTO facts VALUES ('looked', ?)", (time.time(),))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with _transaction(self.path) as index:
+            yield index
+
+
+def index_path(root: Path) -> Path:
+    """Where the index of the mirror under ``root`` lies, if it has one."""
+    return root / ".state" / INDEX
+
+
+def dropped_files(root: Path) -> dict[str, tuple[str | None, int]]:
+    """ETag and size of each file that was dropped from the mirror under ``root``."""
+    path = index_path(root)
+    if not path.exists():
+        return {}
+    with _transaction(path) as index:
+        rows = index.execute("SELECT key, etag, size FROM files WHERE dropped").fetchall()
+    return {key.decode("utf-8", "surrogatepass"): (etag, size) for key, etag, size in rows}
+
+
+def forget(root: Path, key: str) -> None:
+    """Nothing is to be known of ``key`` any more."""
+    path = index_path(root)
+    if path.exists():
+        with _transaction(path) as index:
+            index.execute("DELETE FROM files WHERE key = ?", (_bytes(key),))
+
+
+@contextmanager
+def _transaction(path: Path) -> Iterator[sqlite3.Connection]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        index = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+        try:
+            # It can be made anew: no wait for the disk.
+            index.execute("PRAGMA synchronous = OFF")
+            if not index.execute("SELECT 1 FROM sqlite_master WHERE name = 'facts'").fetchone():
+                index.executescript(_SCHEMA)
+            index.execute("BEGIN IMMEDIATE")
+            yield index
+            index.execute("COMMIT")
+        finally:
+            index.close()  # rolls back what was not committed
+    except (sqlite3.Error, OSError) as error:
+        raise StorageError(f"{path}: {error}; correct the permissions, or delete the file: it is made anew") from error
+
+
+def _forget_the_dead(index: sqlite3.Connection) -> None:
+    """Holds of processes that are no more hold nothing."""
+    for (pid,) in index.execute("SELECT DISTINCT pid FROM holds").fetchall():
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            index.execute("DELETE FROM holds WHERE pid = ?", (pid,))
+        except PermissionError:
+            continue
+
+
+def _token() -> str:
+    return f"{os.getpid()}-{secrets.token_hex(8)}"
+
+
+def _bytes(key: str) -> bytes:
+    return key.encode("utf-8", "surrogatepass")

@@ -1,0 +1,138 @@
+"""Files that were dropped from the mirror, brought back when they are needed, and a little before."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from audio_assets.errors import AudioAssetsError, FileFailed, SettingsError
+from audio_assets.ingest.disk_budget import DiskBudget, NoRoomYet
+from audio_assets.ingest.download import ObjectGone, download
+from audio_assets.ingest.listing import RemoteObject
+from audio_assets.ingest.mirror import Mirror
+
+FETCHED_AT_ONCE = 4
+"""Files that are fetched ahead at a time."""
+_LOOK_AGAIN_S = 0.1
+AHEAD_FILES = 64
+"""How many files it is ahead of the reader at most; a disk budget may end it sooner."""
+
+
+class Supply:
+    """Brings the files of ``mirror`` within ``budget``, for as long as the ``with`` block.
+
+    ``connect`` gives a boto3 S3 client and the name of the bucket; it is asked when the first file has to be fetched.
+    """
+
+    def __init__(self, mirror: Mirror, budget: DiskBudget | None, connect: Callable[[], tuple[Any, str]]) -> None:
+        self._mirror, self._budget, self._connect = mirror, budget, connect
+        self._cancelled = threading.Event()
+        self._connection: tuple[Any, str] | None = None
+        self._connecting = threading.Lock()
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._read = threading.Condition()
+        self._reached = 0
+        self._places: dict[str, int] = {}
+        self._next = 0
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> Supply:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Fetch nothing more; whoever waits is told so."""
+        self._cancelled.set()
+        with self._read:
+            self._read.notify_all()
+
+    def ahead(self, keys: Sequence[str], is_needed: Callable[[str], bool]) -> None:
+        """Fetch those of ``keys`` that are missing and needed, in this order, ahead of `bring`."""
+        missing = [key for key in keys if not self._mirror.path_for(key).is_file()]
+        if not missing:
+            return
+        self._places = {key: place for place, key in enumerate(keys)}
+
+        def work() -> None:
+            while (key := self._next_ahead(missing)) is not None:
+                try:
+                    while is_needed(key) and self._places[key] >= self._reached:
+                        try:
+                            self._fetch(key, None, ahead=True)
+                            break
+                        except NoRoomYet:
+                            if self._cancelled.wait(_LOOK_AGAIN_S):
+                                return
+                except AudioAssetsError:
+                    # Whoever needs the file tries again, and is told.
+                    continue
+
+        self._threads = [threading.Thread(target=work, daemon=True) for _ in range(FETCHED_AT_ONCE)]
+        for thread in self._threads:
+            thread.start()
+
+    def _next_ahead(self, missing: Sequence[str]) -> str | None:
+        """The next file to fetch ahead, after waiting until the reader is near; None when there are no more."""
+        with self._read:
+            while self._next < len(missing) and not self._cancelled.is_set():
+                key = missing[self._next]
+                if self._places[key] <= self._reached + AHEAD_FILES:
+                    self._next += 1
+                    return key
+                self._read.wait()
+        return None
+
+    @contextmanager
+    def bring(self, key: str, sha256: str | None = None) -> Iterator[None]:
+        """Have the file of ``key`` in the mirror for as long as the block.
+
+        Raises:
+            SettingsError: it has to be fetched, and the bucket refuses.
+            FileFailed: it cannot be fetched, or is not the one of ``sha256`` any more.
+        """
+        with self._read:
+            self._reached = max(self._reached, self._places.get(key, 0))
+            self._read.notify_all()
+        with self._budget.reading(key) if self._budget else nullcontext():
+            if not self._mirror.path_for(key).is_file():
+                self._fetch(key, sha256, ahead=False)
+            yield
+
+    def spent(self, keys: Sequence[str]) -> None:
+        """These files are done with."""
+        if self._budget is not None and keys:
+            self._budget.spent(keys)
+
+    def _fetch(self, key: str, sha256: str | None, *, ahead: bool) -> None:
+        with self._locks[key]:
+            if self._mirror.path_for(key).is_file():
+                return
+            known = self._mirror.state(key)
+            if known is None or known.etag is None:
+                raise FileFailed("not in the mirror; run `audio-assets run` to fetch it")
+            try:
+                client, bucket = self._client()
+            except SettingsError as error:
+                raise FileFailed(f"not in the mirror, and cannot be fetched: {error}") from error
+            found = RemoteObject(key, known.etag, known.size_bytes, known.last_modified)
+            room = nullcontext()
+            if self._budget is not None:
+                room = self._budget.room(key, known.size_bytes, self._cancelled, ahead=ahead)  # type: ignore[assignment]
+            try:
+                with room:
+                    state = download(client, bucket, found, self._mirror, cancelled=self._cancelled)
+            except ObjectGone as error:
+                raise FileFailed("dropped from the mirror, and no longer in the bucket") from error
+            if sha256 is not None and state.sha256 != sha256:
+                raise FileFailed("the object has changed since it was taken in; the next run takes it in anew")
+
+    def _client(self) -> tuple[Any, str]:
+        with self._connecting:
+            if self._connection is None:
+                self._connection = self._connect()
+            return self._connection

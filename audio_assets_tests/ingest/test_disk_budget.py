@@ -1,0 +1,225 @@
+"""A mirror within a number of bytes: what is dropped, what never is, and how it comes back."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from audio_assets.errors import FileFailed
+from audio_assets.ingest import disk_budget
+from audio_assets.ingest.disk_budget import DiskBudget
+from audio_assets.ingest.intake import Intake, IntakeOptions, ingest_prefix
+from audio_assets.ingest.mirror import Mirror
+from audio_assets.ingest.supply import Supply
+from audio_assets_tests.ingest.audio import write_tone
+from audio_assets_tests.ingest.conftest import Bucket
+from audio_assets_tests.ingest.test_intake import statuses
+
+
+@pytest.fixture
+def speech(tmp_path: Path) -> bytes:
+    return write_tone(tmp_path / "tone.wav", seconds=0.2).read_bytes()
+
+
+def on_disk(mirror: Mirror) -> int:
+    """Bytes of everything that is or becomes a recording."""
+    return sum(mirror.path_for(key).stat().st_size for key in mirror.files()) + mirror.parts_bytes()
+
+
+def take(bucket: Bucket, mirror: Mirror, budget: DiskBudget, previous: Any = None, **options: Any) -> Intake:
+    return ingest_prefix(
+        bucket.client, bucket.name, "calls/", 1, mirror, previous, IntakeOptions(**options), budget=budget
+    )
+
+
+def test_a_prefix_larger_than_the_budget_is_taken_in_and_the_first_files_stay(
+    bucket: Bucket, mirror: Mirror, speech: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(8):
+        bucket.put(f"calls/{n}.wav", speech + bytes([n]))
+    limit = 3 * (len(speech) + 1)
+    budget = DiskBudget(mirror, limit)
+    most: list[int] = []
+    original = Mirror.record
+
+    def watched(self: Mirror, state: Any) -> None:
+        most.append(on_disk(self))
+        original(self, state)
+
+    monkeypatch.setattr(Mirror, "record", watched)
+    first = take(bucket, mirror, budget, max_workers=2)
+    assert statuses(first.table) == {f"calls/{n}.wav": "ok" for n in range(8)}
+    assert max(most) <= limit
+    # What is transcribed first is still there.
+    assert "calls/0.wav" in set(mirror.files())
+    assert len(mirror.dropped()) == 5
+    again = take(bucket, mirror, budget, first.table)
+    assert (again.changed, again.downloaded, again.skipped) == (False, 0, 8)
+
+
+def stored(mirror: Mirror, budget: DiskBudget, bucket: Bucket, *keys: str, size: int = 10) -> None:
+    for key in keys:
+        bucket.put(key, os.urandom(size))
+    for key in keys:
+        done = ingest_prefix(
+            bucket.client, bucket.name, "", 0, mirror, None, IntakeOptions(key_prefixes=(key,)), budget=budget
+        )
+        assert done.downloaded == 1
+
+
+def test_what_was_transcribed_goes_first_least_recently_used_first(bucket: Bucket, mirror: Mirror) -> None:
+    budget = DiskBudget(mirror, 40)
+    stored(mirror, budget, bucket, "a.wav", "b.wav", "c.wav", "d.wav")
+    budget.spent(["a.wav", "b.wav", "c.wav"])
+    with budget.reading("a.wav"):
+        pass
+    stored(mirror, budget, bucket, "e.wav")
+    assert set(mirror.dropped()) == {"b.wav"}
+    stored(mirror, budget, bucket, "f.wav", size=20)
+    assert set(mirror.dropped()) == {"a.wav", "b.wav", "c.wav"}
+    # Only what waits is left: the last that came goes.
+    stored(mirror, budget, bucket, "g.wav")
+    assert set(mirror.dropped()) == {"a.wav", "b.wav", "c.wav", "f.wav"}
+    assert on_disk(mirror) <= 40
+
+
+def test_a_file_in_use_is_not_dropped_and_the_download_waits_for_it(bucket: Bucket, mirror: Mirror) -> None:
+    budget = DiskBudget(mirror, 10)
+    stored(mirror, budget, bucket, "a.wav")
+    came = threading.Event()
+
+    def fetch() -> None:
+        stored(mirror, DiskBudget(mirror, 10), bucket, "b.wav")
+        came.set()
+
+    with budget.reading("a.wav"):
+        thread = threading.Thread(target=fetch)
+        thread.start()
+        assert not came.wait(0.5)
+        assert set(mirror.files()) == {"a.wav"}
+    thread.join(timeout=30)
+    assert set(mirror.files()) == {"b.wav"}
+
+
+def test_files_that_the_bucket_cannot_give_back_are_never_dropped(
+    bucket: Bucket, mirror: Mirror, speech: bytes
+) -> None:
+    mirror.root.mkdir()
+    (mirror.root / "mine.wav").write_bytes(b"x" * 10)
+    budget = DiskBudget(mirror, 30)
+    stored(mirror, budget, bucket, "gone.wav", "changed.wav")
+    bucket.delete("gone.wav")
+    rows = ingest_prefix(bucket.client, bucket.name, "", 0, mirror, None, budget=budget).table.slice(0, 0)
+    known = rows.schema.empty_table()
+    budget.keep(["gone.wav"])
+    mirror.path_for("changed.wav").write_bytes(b"mine now")
+    bucket.put("big.wav", b"x" * 25)
+    done = ingest_prefix(
+        bucket.client, bucket.name, "", 0, mirror, known, IntakeOptions(key_prefixes=("big",)), budget=budget
+    )
+    assert statuses(done.table) == {"big.wav": "failed"}
+    assert "the mirror is full of files that the bucket cannot give back" in str(done.table.to_pylist()[0]["error"])
+    assert {"mine.wav", "gone.wav", "changed.wav"} <= set(mirror.files())
+
+
+def test_an_object_over_the_whole_budget_is_a_row_that_says_what_to_do(bucket: Bucket, mirror: Mirror) -> None:
+    bucket.put("calls/a.wav", b"x" * 11)
+    done = take(bucket, mirror, DiskBudget(mirror, 10))
+    assert statuses(done.table) == {"calls/a.wav": "failed"}
+    assert "raise that to take the object in" in str(done.table.to_pylist()[0]["error"])
+    assert list(mirror.files()) == []
+
+
+def test_a_vanished_object_keeps_its_last_copy(bucket: Bucket, mirror: Mirror) -> None:
+    budget = DiskBudget(mirror, 20)
+    stored(mirror, budget, bucket, "calls/a.wav")
+    first = take(bucket, mirror, budget)
+    bucket.delete("calls/a.wav")
+    take(bucket, mirror, budget, first.table)
+    stored(mirror, budget, bucket, "calls/b.wav", "calls/c.wav")
+    assert "calls/a.wav" in set(mirror.files())
+
+
+def test_an_index_that_was_lost_is_made_anew_from_the_files(bucket: Bucket, mirror: Mirror) -> None:
+    budget = DiskBudget(mirror, 20)
+    stored(mirror, budget, bucket, "a.wav", "b.wav")
+    disk_budget.index_path(mirror.root).unlink()
+    again = DiskBudget(mirror, 20)
+    assert again.used_bytes() == 20
+    stored(mirror, again, bucket, "c.wav")
+    assert on_disk(mirror) == 20
+
+
+def test_a_smaller_budget_is_kept_to_at_once(bucket: Bucket, mirror: Mirror) -> None:
+    stored(mirror, DiskBudget(mirror, 40), bucket, "a.wav", "b.wav", "c.wav")
+    DiskBudget(mirror, 10).shrink()
+    assert on_disk(mirror) == 10
+
+
+def test_holds_of_a_process_that_died_hold_nothing(bucket: Bucket, mirror: Mirror) -> None:
+    budget = DiskBudget(mirror, 10)
+    stored(mirror, budget, bucket, "a.wav")
+    child = os.fork()
+    if child == 0:
+        budget.reading("a.wav").__enter__()
+        os._exit(0)
+    os.waitpid(child, 0)
+    stored(mirror, budget, bucket, "b.wav")
+    assert set(mirror.files()) == {"b.wav"}
+
+
+def supply(bucket: Bucket, mirror: Mirror, budget: DiskBudget | None) -> Supply:
+    return Supply(mirror, budget, lambda: (bucket.client, bucket.name))
+
+
+def test_a_dropped_file_comes_back_when_it_is_needed(bucket: Bucket, mirror: Mirror) -> None:
+    budget = DiskBudget(mirror, 20)
+    stored(mirror, budget, bucket, "a.wav", "b.wav", "c.wav")
+    (missing,) = mirror.dropped()
+    before = mirror.state(missing)
+    with supply(bucket, mirror, budget) as files, files.bring(missing, before.sha256 if before else None):
+        assert mirror.path_for(missing).is_file()
+        assert on_disk(mirror) <= 20
+    assert missing not in mirror.dropped()
+
+
+def test_files_are_brought_back_ahead_without_dropping_what_waits(bucket: Bucket, mirror: Mirror) -> None:
+    budget = DiskBudget(mirror, 30)
+    keys = [f"{n}.wav" for n in range(6)]
+    stored(mirror, budget, bucket, *keys)
+    assert set(mirror.files()) == {"0.wav", "1.wav", "5.wav"}
+    with supply(bucket, mirror, budget) as files:
+        files.ahead(keys, lambda key: True)
+        for key in keys:
+            with files.bring(key):
+                assert mirror.path_for(key).is_file()
+                assert on_disk(mirror) <= 30
+            files.spent([key])
+
+
+def test_an_object_that_changed_meanwhile_is_not_taken_for_the_old_one(bucket: Bucket, mirror: Mirror) -> None:
+    budget = DiskBudget(mirror, 10)
+    stored(mirror, budget, bucket, "a.wav", "b.wav")
+    (missing,) = mirror.dropped()
+    before = mirror.state(missing)
+    assert before is not None
+    bucket.put(missing, b"new bytes!")
+    with (
+        supply(bucket, mirror, budget) as files,
+        pytest.raises(FileFailed, match="changed since it was taken in"),
+        files.bring(missing, before.sha256),
+    ):
+        pass
+
+
+def test_a_file_that_nobody_has_says_how_to_get_it(bucket: Bucket, tmp_path: Path) -> None:
+    with (
+        supply(bucket, Mirror(tmp_path), None) as files,
+        pytest.raises(FileFailed, match="audio-assets run"),
+        files.bring("a.wav"),
+    ):
+        pass
