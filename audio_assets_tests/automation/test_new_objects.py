@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import dagster as dg
@@ -28,6 +28,7 @@ from audio_assets.settings import Home, sensors_on
 from audio_assets.storage.partition_files import PartitionStore
 from audio_assets_tests.automation.conftest import Result, Tick, launch, requests
 from audio_assets_tests.conftest import r2_environment
+from audio_assets_tests.ingest.conftest import remove_bucket
 
 CLIP = next(o.body for o in demo_objects() if o.key.endswith(".ogg"))
 OTHER_CLIP = next(o.body for o in demo_objects() if o.key.endswith("08.mp3"))
@@ -49,13 +50,14 @@ class Bucket:
 
 
 @pytest.fixture
-def bucket(weed: WeedServer, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Bucket:
+def bucket(weed: WeedServer, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Bucket]:
     name = f"sensor-{abs(hash(request.node.name)) % 10**8}"
     client = weed.client()
     client.create_bucket(Bucket=name)
     for variable, value in {**r2_environment(weed), "R2_BUCKET": name}.items():
         monkeypatch.setenv(variable, value)
-    return Bucket(client, name)
+    yield Bucket(client, name)
+    remove_bucket(weed, name)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
 from audio_assets.resources.home import HomeResource
 from audio_assets.settings import Home
 from audio_assets.storage.partition_files import PartitionStore
+from audio_assets_tests.ingest.conftest import remove_bucket
 
 CLIP = next(o.body for o in demo_objects() if o.key.endswith(".ogg"))
 NIGHT = datetime.datetime(2026, 11, 23, 3, tzinfo=datetime.timezone.utc)
@@ -92,11 +93,14 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 
 @pytest.fixture
-def story(weed: WeedServer, home: Home, instance: dg.DagsterInstance, request: pytest.FixtureRequest) -> Story:
+def story(
+    weed: WeedServer, home: Home, instance: dg.DagsterInstance, request: pytest.FixtureRequest
+) -> Iterator[Story]:
     name = "nightly-" + hashlib.sha256(request.node.name.encode()).hexdigest()[:12]
     client = weed.client()
     client.create_bucket(Bucket=name)
-    return Story(client, name, instance, home)
+    yield Story(client, name, instance, home)
+    remove_bucket(weed, name)
 
 
 def test_a_night_asks_for_what_changed_and_for_nothing_else(story: Story) -> None:

@@ -22,6 +22,17 @@ def bucket(weed: WeedServer, request: pytest.FixtureRequest) -> Iterator[Bucket]
     client.create_bucket(Bucket=name)
     yield Bucket(client, name)
     client.close()
+    remove_bucket(weed, name)
+
+
+def remove_bucket(weed: WeedServer, name: str) -> None:
+    """Give back the volumes that a bucket takes: the server has some hundred at most."""
+    client = weed.client()
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
+        for found in page.get("Contents", []):
+            client.delete_object(Bucket=name, Key=found["Key"])
+    client.delete_bucket(Bucket=name)
+    client.close()
 
 
 class Bucket:
