@@ -10,6 +10,7 @@ import dagster as dg
 from audio_assets.assets.corpus import corpus_export, corpus_report, corpus_summary
 from audio_assets.assets.insight import prefix_keywords, prefix_statistics
 from audio_assets.assets.model_retirement import transcripts_model_retirement
+from audio_assets.assets.prefix_drift import prefix_drift
 from audio_assets.assets.r2_prefixes import r2_prefixes
 from audio_assets.assets.raw_audio import raw_audio
 from audio_assets.assets.summaries import prefix_summary, token_frequency
@@ -48,6 +49,7 @@ ASSETS = [
     prefix_summary,
     token_frequency,
     prefix_statistics,
+    prefix_drift,
     prefix_keywords,
     corpus_summary,
     corpus_report,

@@ -40,6 +40,7 @@ _PURGED = (
     schemas.PREFIX_SUMMARY,
     schemas.TOKEN_FREQUENCY,
     schemas.PREFIX_STATISTICS,
+    schemas.PREFIX_DRIFT,
 )
 """Tables of a partition that go with its last row."""
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import dagster as dg
 
 QUALITY = "transcript_quality"
-SUMMARY_ASSETS = [QUALITY, "prefix_summary", "token_frequency", "prefix_statistics"]
+SUMMARY_ASSETS = [QUALITY, "prefix_summary", "token_frequency", "prefix_statistics", "prefix_drift"]
 MADE_OF_RAW_AUDIO = ["transcripts", "transcription_ledger", "tokens", *SUMMARY_ASSETS]
 RETRIED_STATUSES = ("failed", "partial", "deferred")
 """Statuses that the next run tries again; a run that leaves any of them did not finish its work."""

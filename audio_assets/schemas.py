@@ -396,6 +396,25 @@ PREFIX_STATISTICS = Table(
     key=("prefix", "statistic", "position"),
 )
 
+PREFIX_DRIFT = Table(
+    "prefix_drift",
+    "One row per prefix and materialization of its tokens: what changed since the one before.",
+    (
+        _PREFIX,
+        Column("materialized_at", _TIME, "when the tokens were materialized (UTC)", nullable=False),
+        Column("run", _STR, "the Dagster run that did it", nullable=False),
+        Column("files_new", _I64, "recordings that have a transcript now and had none before", nullable=False),
+        Column("files_changed", _I64, "recordings whose transcript has another text", nullable=False),
+        Column("files_removed", _I64, "recordings that had a transcript and have none now", nullable=False),
+        Column("vocabulary_new", _I64, "words that did not occur before", nullable=False),
+        Column("vocabulary_lost", _I64, "words that no longer occur", nullable=False),
+        Column(
+            "vocabulary_kept_share", _F64, "words of both over words of either, 0 to 1; null when there are no words"
+        ),
+    ),
+    key=("prefix", "materialized_at"),
+)
+
 PREFIX_KEYWORDS = Table(
     "prefix_keywords",
     "One row per prefix and keyword: the words that set it apart from the other prefixes (TF-IDF).",
@@ -489,6 +508,7 @@ TABLES: dict[str, Table] = {
         PREFIX_SUMMARY,
         TOKEN_FREQUENCY,
         PREFIX_STATISTICS,
+        PREFIX_DRIFT,
         PREFIX_KEYWORDS,
         CORPUS_SUMMARY,
     )

@@ -22,6 +22,7 @@ PARTITIONED = {
     "prefix_summary",
     "token_frequency",
     "prefix_statistics",
+    "prefix_drift",
 }
 UNPARTITIONED = {
     "r2_prefixes",

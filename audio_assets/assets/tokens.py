@@ -17,6 +17,9 @@ from audio_assets.text.enrich import KINDS, EnrichOptions, enrich
 from audio_assets.text.normalize import NORMALIZERS
 from audio_assets.text.tokenize import COLUMNS, TokenizeOptions
 
+DRIFT = "drift_"
+"""Begins the metadata keys that say what changed since the last materialization; `prefix_drift` is made of them."""
+
 
 class TokensConfig(dg.Config):
     """How to split transcripts into words."""
@@ -109,7 +112,7 @@ def tokens(
         check_results=checks.check_tokens(table, transcripts),
         metadata={
             "words": sum(len(chunk.flatten()) for chunk in table.column("tokens").chunks),
-            **{f"drift_{name}": value for name, value in changes.items()},
+            **{f"{DRIFT}{name}": value for name, value in changes.items()},
             **({"not_done": dg.MetadataValue.text("\n".join(notes))} if notes else {}),
             "preview": preview(table, ["id", "language", "tokens", "content_tokens"]),
         },

@@ -16,6 +16,7 @@ prefix_job = dg.define_asset_job(
         "prefix_summary",
         "token_frequency",
         "prefix_statistics",
+        "prefix_drift",
     ],
     description="Bring one prefix up to date, from its objects to its figures.",
 )

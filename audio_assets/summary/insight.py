@@ -20,6 +20,9 @@ BIGRAMS = 200
 KEYWORDS = 50
 """Keywords that are kept of a prefix."""
 
+DRIFT_ROWS = 100
+"""Materializations of a prefix whose changes are kept, the latest."""
+
 GROWTH_POINTS = 40
 BINS = 20
 
@@ -178,3 +181,14 @@ def drift(now: pa.Table, before: pa.Table) -> dict[str, int | float]:
     with in_memory(now=now.select(needed), before=before.select(needed)) as connection:
         [row] = connection.sql(_DRIFT_SQL).to_arrow_table().to_pylist()
     return {name: value for name, value in row.items() if value is not None}
+
+
+def drift_history(recorded: pa.Table, found: pa.Table) -> pa.Table:
+    """What is on record, with what was found since; the latest `DRIFT_ROWS` materializations, the oldest first.
+
+    Args:
+        recorded: the stored rows of `schemas.PREFIX_DRIFT` of one prefix.
+        found: rows of the same prefix; those that are on record already change nothing.
+    """
+    rows = {row["materialized_at"]: row for table in (found, recorded) for row in table.to_pylist()}
+    return schemas.PREFIX_DRIFT.from_rows([rows[at] for at in sorted(rows)[-DRIFT_ROWS:]])

@@ -81,6 +81,15 @@ LIMIT $limit
 """  # noqa: S608 - no data in it
 
 
+# The last materialization that changed anything: a run that found nothing new hides no news.
+_CHANGES_SQL = """
+SELECT * REPLACE (make_timestamp(epoch_us(materialized_at)) AS materialized_at) FROM prefix_drift
+WHERE files_new + files_changed + files_removed + vocabulary_new + vocabulary_lost > 0
+QUALIFY row_number() OVER (PARTITION BY prefix ORDER BY materialized_at DESC) = 1
+ORDER BY prefix
+"""
+
+
 @dataclass(frozen=True)
 class _Plot:
     """A histogram with what its reader needs to know."""
@@ -121,7 +130,7 @@ def render_report(
 
     Args:
         connection: a database with the tables ``raw_audio``, ``transcripts``, ``transcript_quality``, ``tokens``,
-            ``prefix_summary`` and ``token_frequency`` of `schemas`; read only.
+            ``prefix_summary``, ``prefix_drift`` and ``token_frequency`` of `schemas`; read only.
         output: the HTML file to write; its directory is made.
         audio_link: gives the link to an object's recording, relative to ``output`` and percent-encoded, or None when
             the recording is not at hand. Without it there are no players.
@@ -151,7 +160,7 @@ def render_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(visible=visible, whole=_count, hours=_length, share=_share, money=_money)
+    environment.filters.update(visible=visible, whole=_count, hours=_length, share=_share, money=_money, minute=_minute)
     loader = environment.loader
     assert loader is not None  # noqa: S101 - given three lines above
     style = loader.get_source(environment, "report.css")[0]
@@ -182,6 +191,7 @@ def render_report(
         statuses=schemas.STATUSES,
         next_steps=NEXT_STEPS,
         prefixes=prefixes,
+        changes=_dicts(connection, _CHANGES_SQL),
         engines=_engines(connection),
         languages=_languages(connection),
         plots=_plots(connection),
@@ -429,3 +439,7 @@ def _share(value: float | None) -> str:
 
 def _money(value: float) -> str:
     return f"${value:,.2f}" if value == 0 or value >= 0.995 else f"${value:.4f}"
+
+
+def _minute(at: datetime.datetime) -> str:
+    return at.strftime("%Y-%m-%d %H:%M")

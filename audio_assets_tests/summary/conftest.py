@@ -49,7 +49,9 @@ def transcript_row(id: str, pieces: list[tuple[float, float, str]], **more: obje
     }
 
 
-def database(raw_audio: pa.Table, transcripts: pa.Table, quality: pa.Table | None = None) -> duckdb.DuckDBPyConnection:
+def database(
+    raw_audio: pa.Table, transcripts: pa.Table, quality: pa.Table | None = None, changes: pa.Table | None = None
+) -> duckdb.DuckDBPyConnection:
     """The tables that the report and the corpus summary read, filled as the pipeline fills them."""
     tokens = tokenize(transcripts)
     summaries, frequencies = [], []
@@ -62,6 +64,7 @@ def database(raw_audio: pa.Table, transcripts: pa.Table, quality: pa.Table | Non
         "transcripts": transcripts,
         "tokens": tokens,
         "transcript_quality": schemas.TRANSCRIPT_QUALITY.empty() if quality is None else quality,
+        "prefix_drift": schemas.PREFIX_DRIFT.empty() if changes is None else changes,
         "prefix_summary": pa.concat_tables(summaries) if summaries else schemas.PREFIX_SUMMARY.empty(),
         "token_frequency": pa.concat_tables(frequencies) if frequencies else schemas.TOKEN_FREQUENCY.empty(),
     }

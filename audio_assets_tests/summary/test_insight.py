@@ -1,12 +1,13 @@
 """Bigrams, growth, distributions, languages, keywords and drift."""
 
+import datetime
 import math
 
 import pyarrow as pa
 import pytest
 
 from audio_assets import schemas
-from audio_assets.summary.insight import drift, keywords, prefix_statistics
+from audio_assets.summary.insight import DRIFT_ROWS, drift, drift_history, keywords, prefix_statistics
 from audio_assets.summary.quality import grade_transcripts
 from audio_assets.summary.statistics import count_tokens, in_memory
 from audio_assets.text.tokenize import tokenize
@@ -113,3 +114,30 @@ def test_drift_counts_transcripts_and_words():
     }
     assert drift(before, now)["files_removed"] == 1
     assert drift(schemas.TOKENS.empty(), schemas.TOKENS.empty())["files_new"] == 0
+
+
+def change(day: int, **counts: int) -> dict[str, object]:
+    nothing = dict.fromkeys(("files_new", "files_changed", "files_removed", "vocabulary_new", "vocabulary_lost"), 0)
+    at = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc) + datetime.timedelta(days=day)
+    return {"prefix": "a/", "materialized_at": at, "run": f"run {day}", **nothing, **counts}
+
+
+def test_the_history_of_a_prefix_grows_by_what_is_not_on_record():
+    recorded = schemas.PREFIX_DRIFT.from_rows([change(0, files_new=3), change(1)])
+    found = schemas.PREFIX_DRIFT.from_rows([change(2, files_changed=1), change(1)])
+
+    rows = drift_history(recorded, found).to_pylist()
+
+    assert [(r["run"], r["files_new"], r["files_changed"]) for r in rows] == [
+        ("run 0", 3, 0),
+        ("run 1", 0, 0),
+        ("run 2", 0, 1),
+    ]
+
+
+def test_the_history_keeps_the_latest():
+    found = schemas.PREFIX_DRIFT.from_rows([change(day) for day in range(DRIFT_ROWS + 20)])
+
+    rows = drift_history(schemas.PREFIX_DRIFT.empty(), found).to_pylist()
+
+    assert [rows[0]["run"], rows[-1]["run"], len(rows)] == ["run 20", f"run {DRIFT_ROWS + 19}", DRIFT_ROWS]
