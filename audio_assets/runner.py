@@ -151,7 +151,7 @@ def run_pipeline(
                 )
         report.partitions.append(partition)
         if left is not None:
-            left -= int(result["raw_audio"]["selected"])
+            left -= int(result["raw_audio"]["objects_selected"])
         _add(report, result)
     forgetting = Forgetting.of(
         store, HomeResource(), _filters(chosen, report.partitions if options.forget_gone else [])
@@ -402,10 +402,10 @@ def _add(report: RunReport, result: dict[str, dict[str, Any]]) -> None:
         if taken.get(kind):
             report.passed_over[kind] = report.passed_over.get(kind, 0) + int(taken[kind])
     made = result["transcripts"]
-    report.transcribed += int(made["transcribed"])
+    report.transcribed += int(made["files_transcribed"])
     report.cost_usd += float(made["cost_usd"])
     report.uncertain_usd += float(made.get("uncertain_usd", 0.0))
-    report.refused_by_cap += int(made.get("refused_by_cap", 0))
+    report.refused_by_cap += int(made.get("requests_refused_by_cap", 0))
 
 
 def _filters(

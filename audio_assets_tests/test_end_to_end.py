@@ -1,6 +1,7 @@
 """One run of the whole pipeline: a real S3 server, recorded speech, real Whisper weights."""
 
 import json
+import re
 import sqlite3
 
 import duckdb
@@ -172,6 +173,29 @@ def test_every_asset_shows_its_rows_and_a_preview(pipeline: PipelineRun) -> None
             assert "|" in str(metadata["preview"].value) or metadata["dagster/partition_row_count"].value == 0, (
                 asset.key
             )
+
+
+UNITS = (
+    r"dagster/(partition_)?row_count|(\w+_)?(words|files|rows|objects|prefixes|spans|requests|attempts)(_\w+)?"
+    r"|audio_objects|heaps_(k|beta)|(\w+_)?(s|kb|mb|bytes|usd|usd_ever|minutes|hours|share|nats|per_minute)"
+)
+
+
+def test_every_number_in_the_ui_has_its_unit(pipeline: PipelineRun) -> None:
+    import dagster as dg
+
+    from audio_assets.definitions import ASSETS
+
+    bare: list[str] = []
+    with dg.DagsterInstance.from_config(str(pipeline.home.dagster)) as instance:
+        for asset in ASSETS:
+            event = instance.get_latest_materialization_event(asset.key)
+            if event is None or event.asset_materialization is None:
+                continue
+            numbers = [k for k, v in event.asset_materialization.metadata.items() if type(v.value) in (int, float)]
+            assert numbers, asset.key
+            bare += [f"{asset.key.to_user_string()}: {name}" for name in numbers if not re.fullmatch(UNITS, name)]
+    assert bare == []
 
 
 def test_secrets_appear_in_no_log_and_no_file(pipeline: PipelineRun) -> None:

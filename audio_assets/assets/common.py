@@ -24,6 +24,14 @@ EXCLUDE = "Objects whose key matches one of these globs do not count. By default
 EXIT_CODE = "exit_code"
 """Metadata key of a failure: what a command line should exit with."""
 
+_WITH_UNIT = {
+    "vocabulary": "vocabulary_words",
+    "vocabulary_new": "vocabulary_new_words",
+    "vocabulary_lost": "vocabulary_lost_words",
+    "avg_logprob_p10": "avg_logprob_p10_nats",
+}
+"""Columns whose unit is told by their description, where there is only a name to tell it."""
+
 _DAGSTER_TYPES = {"string": "string", "int64": "int", "double": "float", "bool": "bool"}
 
 
@@ -87,7 +95,16 @@ def preview(data: pa.Table, columns: list[str]) -> dg.MarkdownMetadataValue:
 
 def status_metadata(data: pa.Table) -> dict[str, int]:
     """How many rows have each status, as metadata, so that the UI plots each over time."""
-    return {f"status_{status}": n for status, n in validation.status_counts(data).items()}
+    return {f"files_{status}": n for status, n in validation.status_counts(data).items()}
+
+
+def figures(row: Mapping[str, Any]) -> dict[str, int | float]:
+    """The numbers of a row as metadata: each with its unit in its name, without digits that nobody measured."""
+    return {
+        _WITH_UNIT.get(name, name): round(value, 4) if isinstance(value, float) else value
+        for name, value in row.items()
+        if isinstance(value, int | float)
+    }
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from audio_assets import schemas, settings
-from audio_assets.assets.common import OWNERS, WAREHOUSE, preview, readable_errors, table_metadata, table_type
+from audio_assets.assets.common import OWNERS, WAREHOUSE, figures, preview, readable_errors, table_metadata, table_type
 from audio_assets.assets.summaries import prefix_summary, token_frequency
 from audio_assets.assets.tokens import tokens
 from audio_assets.assets.transcript_quality import transcript_quality
@@ -52,12 +52,7 @@ def corpus_summary(
     return dg.MaterializeResult(
         value=table,
         metadata={
-            **{
-                # Digits that nobody measured would only hide the ones that count.
-                name: round(value, 4) if isinstance(value, float) else value
-                for name, value in row.items()
-                if value is not None
-            },
+            **figures(row),
             **{name: dg.MetadataValue.md(picture) for name, picture in pictures.items()},
             "preview": preview(table, ["prefixes", "files", "files_ok", "hours", "words", "vocabulary"]),
         },

@@ -7,7 +7,7 @@ import dagster as dg
 import pyarrow as pa
 
 from audio_assets import schemas
-from audio_assets.assets.common import OWNERS, WAREHOUSE, preview, readable_errors, table_metadata, table_type
+from audio_assets.assets.common import OWNERS, WAREHOUSE, figures, preview, readable_errors, table_metadata, table_type
 from audio_assets.assets.tokens import DRIFT, tokens
 from audio_assets.partitions import prefix_for, prefix_partitions
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
@@ -37,7 +37,7 @@ def prefix_drift(
     return dg.MaterializeResult(
         value=table,
         metadata={
-            **{name: value for name, value in latest.items() if isinstance(value, int | float)},
+            **figures(latest),
             "preview": preview(shown, [n for n in table.column_names if n not in ("prefix", "run")]),
         },
     )

@@ -77,7 +77,7 @@ def r2_prefixes(
         value=table,
         metadata={
             "prefixes": len(found.prefixes),
-            "new_partitions": len(added),
+            "prefixes_new": len(added),
             **counted,
             **found.passed_over,
             "list_requests": found.requests,

@@ -133,10 +133,10 @@ def raw_audio(
         metadata=merge(
             {
                 UNCHANGED: not intake.changed,
-                "listed": intake.listed,
-                "selected": intake.selected,
-                "downloaded": intake.downloaded,
-                "skipped": intake.skipped,
+                "objects_listed": intake.listed,
+                "objects_selected": intake.selected,
+                "objects_downloaded": intake.downloaded,
+                "objects_skipped": intake.skipped,
                 **intake.passed_over,
                 "downloaded_mb": round(intake.bytes_downloaded / 1e6, 3),
                 "audio_minutes": round(sum(table.column("duration_s").drop_null().to_pylist()) / 60, 2),

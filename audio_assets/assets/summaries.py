@@ -4,7 +4,7 @@ import dagster as dg
 import pyarrow as pa
 
 from audio_assets import schemas
-from audio_assets.assets.common import OWNERS, WAREHOUSE, preview, readable_errors, table_metadata, table_type
+from audio_assets.assets.common import OWNERS, WAREHOUSE, figures, preview, readable_errors, table_metadata, table_type
 from audio_assets.partitions import prefix_for, prefix_partitions
 from audio_assets.summary import plots, statistics
 from audio_assets.summary.preview import png_markdown
@@ -43,7 +43,7 @@ def prefix_summary(
     return dg.MaterializeResult(
         value=table,
         metadata={
-            **{name: value for name, value in row.items() if name != "prefix" and value is not None},
+            **figures(row),
             **{name: dg.MetadataValue.md(picture) for name, picture in pictures.items()},
             "preview": preview(table, ["prefix", "files", "files_ok", "hours", "words", "vocabulary"]),
         },
@@ -72,7 +72,7 @@ def token_frequency(context: dg.AssetExecutionContext, tokens: pa.Table) -> dg.M
     return dg.MaterializeResult(
         value=table,
         metadata={
-            "vocabulary": table.num_rows,
+            **figures({"vocabulary": table.num_rows}),
             **{name: dg.MetadataValue.md(picture) for name, picture in pictures.items()},
             "preview": preview(table, ["token", "count", "document_count"]),
         },

@@ -43,7 +43,7 @@ def transcript_quality(
     return dg.MaterializeResult(
         value=table,
         metadata={
-            **{f"grade_{grade}": found.get(grade, 0) for grade in schemas.GRADES},
+            **{f"files_grade_{grade}": found.get(grade, 0) for grade in schemas.GRADES},
             "uncovered_spans": len(uncovered),
             "uncovered_s": round(sum(span["end_s"] - span["start_s"] for span in uncovered), 1),
             "preview": preview(worst, ["id", "grade", "score", "reason"]),

@@ -45,9 +45,9 @@ def transcription_plan(
         value=table,
         metadata={
             "files": chosen.files,
-            "duplicates": chosen.duplicates,
-            "cached": chosen.cached,
-            "to_transcribe": chosen.to_transcribe,
+            "files_duplicate": chosen.duplicates,
+            "files_cached": chosen.cached,
+            "files_to_transcribe": chosen.to_transcribe,
             "hours": round(chosen.hours, 3),
             "silence_hours": round(chosen.silence_hours, 3),
             **({} if chosen.cost_usd is None else {"cost_usd": round(chosen.cost_usd, 4)}),

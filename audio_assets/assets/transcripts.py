@@ -152,8 +152,8 @@ def transcripts(
         check_results=checks.check_transcripts(table, raw_audio, previous),
         metadata=merge(
             {
-                "transcribed": len(new),
-                "cached": len(done) - len(new),
+                "files_transcribed": len(new),
+                "files_cached": len(done) - len(new),
                 "audio_minutes": round(sum(r["duration_s"] or 0.0 for r in done.values()) / 60, 2),
                 "speech_minutes": round(sum(r["speech_s"] or 0.0 for r in done.values()) / 60, 2),
                 **money_metadata(money, config.max_cost_usd),

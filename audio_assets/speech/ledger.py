@@ -213,7 +213,7 @@ def money_metadata(figures: Mapping[str, float], cap_usd: float | None) -> dict[
     if figures["uncertain_usd"]:
         shown["uncertain_usd"] = round(figures["uncertain_usd"], 9)
     if cap_usd is not None:
-        shown |= {"max_cost_usd": cap_usd, "refused_by_cap": int(figures["refused"])}
+        shown |= {"max_cost_usd": cap_usd, "requests_refused_by_cap": int(figures["refused"])}
     return shown
 
 

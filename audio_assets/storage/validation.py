@@ -55,7 +55,7 @@ def key_is_unique(table: schemas.Table, data: pa.Table) -> Finding:
     counts = Counter(zip(*(data.column(name).to_pylist() for name in table.key), strict=True))
     examples = [" ".join(map(str, key)) for key, n in counts.most_common(_EXAMPLES) if n > 1]
     return Finding(
-        False, f"{twice} rows repeat the key of another", {"repeated": twice, "examples": ", ".join(examples)}
+        False, f"{twice} rows repeat the key of another", {"rows_repeated": twice, "examples": ", ".join(examples)}
     )
 
 
@@ -65,7 +65,7 @@ def status_is_known(data: pa.Table) -> Finding:
     unknown = {s: n for s, n in counts.items() if s not in schemas.STATUSES}
     if unknown:
         return Finding(False, f"unknown statuses: {', '.join(map(repr, unknown))}", {"rows": sum(unknown.values())})
-    return Finding(True, "every status is known", {f"status_{s}": n for s, n in counts.items()})
+    return Finding(True, "every status is known", {f"files_{s}": n for s, n in counts.items()})
 
 
 def ids_match(data: pa.Table, expected: pa.Table, expected_name: str) -> Finding:
@@ -80,9 +80,9 @@ def ids_match(data: pa.Table, expected: pa.Table, expected_name: str) -> Finding
         False,
         f"{len(missing)} rows of {expected_name} have no row, {len(extra)} rows belong to none, {len(repeated)} repeat",
         {
-            "missing": len(missing),
-            "extra": len(extra),
-            "repeated": len(repeated),
+            "rows_missing": len(missing),
+            "rows_extra": len(extra),
+            "rows_repeated": len(repeated),
             "examples": ", ".join([*missing, *extra, *repeated][:_EXAMPLES]),
         },
     )
@@ -117,5 +117,5 @@ def _share(count: int, total: int, limit: float, what: str) -> Finding:
     return Finding(
         share <= limit,
         f"{share:.1%} {what} (limit {limit:.0%})",
-        {"count": count, "total": total, "share": round(share, 6), "limit": limit},
+        {"rows": count, "rows_total": total, "share": round(share, 6), "limit_share": limit},
     )
