@@ -92,6 +92,9 @@ class Settings(BaseSettings):
         le=168,
         description="hours for which the report's players read from the bucket, by presigned links; 0 for the mirror",
     )
+    audio_assets_plot_theme: Literal["light", "dark"] = Field(
+        "light", description="`light` or `dark`: the pictures in the Dagster UI; the report has both"
+    )
     audio_assets_sensors: Literal["on", "off"] = Field(
         "off", description="`on` starts the sensors by themselves, in production; `off` leaves that to the UI"
     )

@@ -105,8 +105,8 @@ def test_the_summaries_carry_their_plots(dev_server: str) -> None:
     )
     [materialization] = data["assetNodeOrError"]["assetMaterializations"]  # type: ignore[index]
     pictures = {e["label"]: e["mdStr"] for e in materialization["metadataEntries"] if "mdStr" in e}
-    assert pictures["word_cloud"].count("data:image/png;base64,") == 1
-    assert pictures["top_words"].count("data:image/png;base64,") == 1
+    assert pictures["plot_word_cloud"].count("data:image/png;base64,") == 1
+    assert pictures["plot_top_words"].count("data:image/png;base64,") == 1
 
 
 def test_the_ui_listens_on_loopback_only(dev_server: str) -> None:

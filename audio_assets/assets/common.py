@@ -7,10 +7,11 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
-from audio_assets import schemas
+from audio_assets import schemas, settings
 from audio_assets.errors import AudioAssetsError, machine_trouble
 from audio_assets.storage import validation
-from audio_assets.summary.preview import markdown_table
+from audio_assets.summary import plots
+from audio_assets.summary.preview import markdown_table, png_markdown
 
 OWNERS = ["team:speech-data"]
 WAREHOUSE = "warehouse"
@@ -91,6 +92,22 @@ def _bounds(least: float | None, greatest: float | None) -> list[str]:
 def preview(data: pa.Table, columns: list[str]) -> dg.MarkdownMetadataValue:
     """A few rows as a table for the UI."""
     return dg.MetadataValue.md(markdown_table(data, columns))
+
+
+def plot_theme() -> plots.Theme:
+    """The colours of the pictures in the UI.
+
+    Raises:
+        SettingsError: ``AUDIO_ASSETS_PLOT_THEME`` names none.
+    """
+    return plots.THEMES[settings.load().audio_assets_plot_theme]
+
+
+def pictures(**drawn: bytes) -> dict[str, dg.MarkdownMetadataValue]:
+    """Pictures as metadata; the names are what the UI calls them."""
+    return {
+        name: dg.MetadataValue.md(png_markdown(png, name.replace("_", " ").capitalize())) for name, png in drawn.items()
+    }
 
 
 def status_metadata(data: pa.Table) -> dict[str, int]:

@@ -5,7 +5,17 @@ import pyarrow as pa
 from pydantic import Field
 
 from audio_assets import schemas, settings
-from audio_assets.assets.common import OWNERS, WAREHOUSE, figures, preview, readable_errors, table_metadata, table_type
+from audio_assets.assets.common import (
+    OWNERS,
+    WAREHOUSE,
+    figures,
+    pictures,
+    plot_theme,
+    preview,
+    readable_errors,
+    table_metadata,
+    table_type,
+)
 from audio_assets.assets.summaries import prefix_summary, token_frequency
 from audio_assets.assets.tokens import tokens
 from audio_assets.assets.transcript_quality import transcript_quality
@@ -16,7 +26,6 @@ from audio_assets.resources.r2 import R2Resource
 from audio_assets.resources.report import MAX_LINK_HOURS, write_report
 from audio_assets.storage.exports import FORMATS, export_corpus
 from audio_assets.summary import plots, statistics
-from audio_assets.summary.preview import png_markdown
 
 # Refreshes when a prefix changed and no other prefix is on its way: one refresh for a burst of runs.
 WHEN_PREFIXES_CHANGED = (
@@ -44,16 +53,17 @@ def corpus_summary(
     with readable_errors(), warehouse.warehouse().connect() as connection:
         table = statistics.summarize_corpus(connection)
         frequent = statistics.corpus_top_words(connection)
-        pictures = {
-            "top_words": png_markdown(plots.top_tokens(frequent), "Most frequent words"),
-            "word_cloud": png_markdown(plots.word_cloud(dict(frequent)), "Word cloud"),
-        }
+        theme = plot_theme()
+        drawn = pictures(
+            plot_top_words=plots.top_tokens(frequent, theme=theme),
+            plot_word_cloud=plots.word_cloud(dict(frequent), theme=theme),
+        )
     row = table.to_pylist()[0]
     return dg.MaterializeResult(
         value=table,
         metadata={
             **figures(row),
-            **{name: dg.MetadataValue.md(picture) for name, picture in pictures.items()},
+            **drawn,
             "preview": preview(table, ["prefixes", "files", "files_ok", "hours", "words", "vocabulary"]),
         },
     )

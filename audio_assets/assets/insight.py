@@ -4,11 +4,21 @@ import dagster as dg
 import pyarrow as pa
 
 from audio_assets import schemas
-from audio_assets.assets.common import OWNERS, WAREHOUSE, preview, readable_errors, table_metadata, table_type
+from audio_assets.assets.common import (
+    OWNERS,
+    WAREHOUSE,
+    figures,
+    pictures,
+    plot_theme,
+    preview,
+    readable_errors,
+    table_metadata,
+    table_type,
+)
 from audio_assets.assets.summaries import token_frequency
 from audio_assets.partitions import prefix_for, prefix_partitions
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
-from audio_assets.summary import insight
+from audio_assets.summary import insight, plots
 
 
 @dg.asset(
@@ -16,7 +26,7 @@ from audio_assets.summary import insight
     ins={"tokens": dg.AssetIn(metadata={"columns": ["id", "tokens"]})},
     group_name="summary",
     owners=OWNERS,
-    kinds={"duckdb"},
+    kinds={"duckdb", "matplotlib"},
     metadata=table_metadata(schemas.PREFIX_STATISTICS),
     dagster_type=table_type(schemas.PREFIX_STATISTICS),
     io_manager_key=WAREHOUSE,
@@ -28,10 +38,25 @@ def prefix_statistics(
     """Compute bigrams, vocabulary growth, distributions, languages and grades."""
     with readable_errors():
         table = insight.prefix_statistics(prefix_for(context.partition_key), tokens, transcript_quality)
-    heaps = {r["statistic"]: r["value"] for r in table.to_pylist() if r["statistic"].startswith("heaps_")}
+        theme, rows = plot_theme(), table.to_pylist()
+        heaps = {r["statistic"]: r["value"] for r in rows if r["statistic"].startswith("heaps_")}
+        drawn = pictures(
+            plot_vocabulary_growth=plots.vocabulary_growth(
+                [(r["count"], round(r["value"])) for r in rows if r["statistic"] == "vocabulary_growth"],
+                (heaps["heaps_k"], heaps["heaps_beta"]) if len(heaps) == 2 else None,
+                theme,
+            ),
+            plot_speaking_rate=plots.rate_histogram(
+                [60 * rate for rate in transcript_quality.column("words_per_s").drop_null().to_pylist()], theme
+            ),
+        )
     return dg.MaterializeResult(
         value=table,
-        metadata={**heaps, "preview": preview(table, ["statistic", "item", "count", "files", "value"])},
+        metadata={
+            **figures(heaps),
+            **drawn,
+            "preview": preview(table, ["statistic", "item", "count", "files", "value"]),
+        },
     )
 
 

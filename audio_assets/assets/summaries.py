@@ -4,10 +4,19 @@ import dagster as dg
 import pyarrow as pa
 
 from audio_assets import schemas
-from audio_assets.assets.common import OWNERS, WAREHOUSE, figures, preview, readable_errors, table_metadata, table_type
+from audio_assets.assets.common import (
+    OWNERS,
+    WAREHOUSE,
+    figures,
+    pictures,
+    plot_theme,
+    preview,
+    readable_errors,
+    table_metadata,
+    table_type,
+)
 from audio_assets.partitions import prefix_for, prefix_partitions
 from audio_assets.summary import plots, statistics
-from audio_assets.summary.preview import png_markdown
 
 _RAW_COLUMNS = {"columns": ["id", "prefix", "status", "duration_s"]}
 
@@ -30,21 +39,16 @@ def prefix_summary(
     with readable_errors():
         table = statistics.summarize_prefix(prefix_for(context.partition_key), raw_audio, transcripts, tokens)
         row = table.to_pylist()[0]
-        pictures = {
-            "durations": png_markdown(
-                plots.duration_histogram(transcripts.column("duration_s").drop_null().to_pylist()),
-                "Length of the recordings",
-            ),
-            "words": png_markdown(
-                plots.words_histogram([len(t) for t in tokens.column("tokens").to_pylist() if t]),
-                "Words per transcript",
-            ),
-        }
+        theme = plot_theme()
+        drawn = pictures(
+            plot_durations=plots.duration_histogram(transcripts.column("duration_s").drop_null().to_pylist(), theme),
+            plot_words=plots.words_histogram([len(t) for t in tokens.column("tokens").to_pylist() if t], theme),
+        )
     return dg.MaterializeResult(
         value=table,
         metadata={
             **figures(row),
-            **{name: dg.MetadataValue.md(picture) for name, picture in pictures.items()},
+            **drawn,
             "preview": preview(table, ["prefix", "files", "files_ok", "hours", "words", "vocabulary"]),
         },
     )
@@ -65,15 +69,16 @@ def token_frequency(context: dg.AssetExecutionContext, tokens: pa.Table) -> dg.M
     with readable_errors():
         table = statistics.count_tokens(prefix_for(context.partition_key), tokens)
         frequent = statistics.top_words(table)
-        pictures = {
-            "top_words": png_markdown(plots.top_tokens(frequent), "Most frequent words"),
-            "word_cloud": png_markdown(plots.word_cloud(dict(frequent)), "Word cloud"),
-        }
+        theme = plot_theme()
+        drawn = pictures(
+            plot_top_words=plots.top_tokens(frequent, theme=theme),
+            plot_word_cloud=plots.word_cloud(dict(frequent), theme=theme),
+        )
     return dg.MaterializeResult(
         value=table,
         metadata={
             **figures({"vocabulary": table.num_rows}),
-            **{name: dg.MetadataValue.md(picture) for name, picture in pictures.items()},
+            **drawn,
             "preview": preview(table, ["token", "count", "document_count"]),
         },
     )

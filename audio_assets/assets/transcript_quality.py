@@ -8,13 +8,15 @@ from audio_assets import schemas
 from audio_assets.assets.common import (
     OWNERS,
     WAREHOUSE,
+    pictures,
+    plot_theme,
     preview,
     readable_errors,
     table_metadata,
     table_type,
 )
 from audio_assets.partitions import prefix_partitions
-from audio_assets.summary import quality
+from audio_assets.summary import plots, quality
 
 
 @dg.asset(
@@ -25,7 +27,7 @@ from audio_assets.summary import quality
     },
     group_name="summary",
     owners=OWNERS,
-    kinds={"duckdb", "parquet"},
+    kinds={"duckdb", "matplotlib", "parquet"},
     metadata=table_metadata(schemas.TRANSCRIPT_QUALITY),
     dagster_type=table_type(schemas.TRANSCRIPT_QUALITY),
     io_manager_key=WAREHOUSE,
@@ -37,6 +39,11 @@ def transcript_quality(
     """Grade each transcript, with the reason."""
     with readable_errors():
         table = quality.grade_transcripts(transcripts, tokens)
+        theme = plot_theme()
+        drawn = pictures(
+            plot_score=plots.score_histogram(table.column("score").drop_null().to_pylist(), theme),
+            plot_confidence=plots.confidence_histogram(table.column("confidence").drop_null().to_pylist(), theme),
+        )
     found = {str(r["values"]): int(r["counts"]) for r in pc.value_counts(table.column("grade").drop_null()).to_pylist()}
     uncovered = [span for spans in table.column("uncovered").to_pylist() for span in spans or []]
     worst = table.filter(pc.is_valid(table.column("score"))).sort_by("score")
@@ -46,6 +53,7 @@ def transcript_quality(
             **{f"files_grade_{grade}": found.get(grade, 0) for grade in schemas.GRADES},
             "uncovered_spans": len(uncovered),
             "uncovered_s": round(sum(span["end_s"] - span["start_s"] for span in uncovered), 1),
+            **drawn,
             "preview": preview(worst, ["id", "grade", "score", "reason"]),
         },
     )

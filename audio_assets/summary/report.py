@@ -313,7 +313,7 @@ def _languages(connection: duckdb.DuckDBPyConnection) -> list[tuple[str, int]]:
 
 
 def _cloud(words: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
-    from audio_assets.summary.plots import cloud_words
+    from audio_assets.summary.cloud import cloud_words
 
     return [
         {

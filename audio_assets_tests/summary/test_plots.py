@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from audio_assets.summary import plots
+from audio_assets.summary import fonts, plots
+from audio_assets.summary.cloud import cloud_words
 
 RANDOM = random.Random(1)
 WORDS = {
@@ -17,7 +18,12 @@ WORDS = {
 PICTURES = {
     "durations": lambda: plots.duration_histogram([RANDOM.lognormvariate(2, 0.6) for _ in range(500)]),
     "words": lambda: plots.words_histogram([RANDOM.randint(0, 300) for _ in range(500)]),
-    "confidence": lambda: plots.confidence_histogram([-RANDOM.random() for _ in range(500)]),
+    "confidence": lambda: plots.confidence_histogram([RANDOM.random() for _ in range(500)]),
+    "rate": lambda: plots.rate_histogram([RANDOM.gauss(140, 25) for _ in range(500)]),
+    "score": lambda: plots.score_histogram([RANDOM.random() for _ in range(500)]),
+    "growth": lambda: plots.vocabulary_growth([(100 * n, int(20 * n**0.6)) for n in range(1, 40)], (9.0, 0.6)),
+    "no growth": lambda: plots.vocabulary_growth([]),
+    "dark": lambda: plots.top_tokens(sorted(WORDS.items()), theme=plots.DARK),
     "top": lambda: plots.top_tokens(sorted(WORDS.items(), key=lambda w: -w[1])),
     "cloud": lambda: plots.word_cloud({f"word{i}": 400 - i for i in range(400)}),
     "no durations": lambda: plots.duration_histogram([]),
@@ -44,14 +50,14 @@ def test_a_picture_fits_the_event_log(name: str):
     assert image.format == "PNG"
     assert len(png) <= 100_000
     assert image.width >= 600
-    # Something is drawn on the light ground.
+    # Something is drawn on the ground.
     assert len(image.convert("RGB").getcolors(1 << 16) or []) > 2
 
 
 @pytest.fixture
 def bare_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """No fonts but matplotlib's own, which has Latin, Greek, Cyrillic and Arabic, and nothing of China."""
-    monkeypatch.setattr(plots, "_installed_fonts", lambda: ())
+    monkeypatch.setattr(fonts, "installed_fonts", lambda: ())
 
 
 def test_words_that_lack_a_font_are_said_to(bare_machine: None):
@@ -74,14 +80,14 @@ def test_a_word_cloud_names_how_many_words_lack_a_font(bare_machine: None):
 def test_each_word_of_a_cloud_gets_a_font_that_has_it(monkeypatch: pytest.MonkeyPatch):
     import matplotlib
 
-    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    carried = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     words = {"time": 3, "слово": 3, "λόγος": 2, "我们": 1}
-    monkeypatch.setattr(plots, "_default_font", lambda: fonts / "cmr10.ttf")
-    monkeypatch.setattr(plots, "_installed_fonts", lambda: (("DejaVu Sans", fonts / "DejaVuSans.ttf"),))
+    monkeypatch.setattr(fonts, "default_font", lambda: carried / "cmr10.ttf")
+    monkeypatch.setattr(fonts, "installed_fonts", lambda: (("DejaVu Sans", carried / "DejaVuSans.ttf"),))
 
-    assert plots._font_for("time") == fonts / "cmr10.ttf"
-    assert plots._font_for("слово") == fonts / "DejaVuSans.ttf"
-    assert plots._font_for("我们") is None
+    assert fonts.font_for("time") == carried / "cmr10.ttf"
+    assert fonts.font_for("слово") == carried / "DejaVuSans.ttf"
+    assert fonts.font_for("我们") is None
     # One line of the note below: only the Chinese word is left out.
     assert opened(plots.word_cloud(words)).height == 340
     del words["我们"]
@@ -93,7 +99,7 @@ def test_a_cloud_of_nothing_but_words_without_a_font_says_so(bare_machine: None)
 
 
 def test_the_layout_of_a_cloud_keeps_words_apart_and_inside():
-    words = plots.cloud_words({f"word{i}": 100 - i for i in range(40)}, 800, 300)
+    words = cloud_words({f"word{i}": 100 - i for i in range(40)}, 800, 300)
 
     assert len(words) > 20
     assert words[0].size == max(w.size for w in words)
@@ -121,3 +127,84 @@ def test_pictures_can_be_drawn_in_threads_at_once():
         thread.join()
 
     assert results == [expected] * 4
+
+
+def luminance(color: str) -> float:
+    """Relative luminance, by WCAG 2.2."""
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("name", plots.THEMES)
+def test_every_theme_can_be_read(name: str):
+    theme = plots.THEMES[name]
+
+    for text in (theme.ink, theme.muted, theme.rest, *theme.cloud):
+        assert contrast(text, theme.ground) >= 4.5, text
+    assert contrast(theme.bar, theme.ground) >= 3
+    assert contrast(plots.LIGHT.ground, plots.DARK.ground) > 12
+
+
+# What is left of red, green and blue without one kind of cones, on linear light: Machado, Oliveira and Fernandes 2009,
+# severity 1.
+WITHOUT = {
+    "protan": ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
+    "deutan": ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881)),
+    "tritan": ((1.255528, -0.076749, -0.178779), (-0.078411, 0.930809, 0.147602), (0.004733, 0.691367, 0.303900)),
+}
+
+
+@pytest.mark.parametrize("eyes", WITHOUT)
+@pytest.mark.parametrize("name", plots.THEMES)
+def test_colour_blind_people_tell_the_open_bar_from_the_others(name: str, eyes: str):
+    def seen(color: str) -> list[float]:
+        linear = [(int(color[i : i + 2], 16) / 255) ** 2.2 for i in (1, 3, 5)]
+        mixed = [sum(w * c for w, c in zip(row, linear, strict=True)) for row in WITHOUT[eyes]]
+        return [255 * min(max(c, 0.0), 1.0) ** (1 / 2.2) for c in mixed]
+
+    theme = plots.THEMES[name]
+    distance = sum((a - b) ** 2 for a, b in zip(seen(theme.bar), seen(theme.rest), strict=True)) ** 0.5
+
+    assert distance > 80
+
+
+SCRIPTS = {"Han": "時間", "kana": "ありがとう", "Devanagari": "समय", "Thai": "เวลา"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_other_scripts_are_drawn_where_a_font_is_installed(script: str):
+    word = SCRIPTS[script]
+    if fonts.font_for(word) is None:
+        pytest.skip(f"no font for {script}; apt-get install fonts-droid-fallback fonts-lohit-deva fonts-thai-tlwg")
+    other = word[::-1]
+
+    _, [label, _], lacking = fonts.drawable([word, other])
+    cloud = opened(plots.word_cloud({word: 2}))
+
+    # Boxes would look the same, whatever the word. matplotlib warns of them, and a warning fails a test.
+    assert (label, lacking) == (word, False)
+    assert plots.top_tokens([(word, 2)]) != plots.top_tokens([(other, 2)])
+    assert cloud.height == 320 and cloud.tobytes() != opened(plots.word_cloud({other: 2})).tobytes()
+
+
+def test_a_word_without_a_font_is_named_by_its_script_not_drawn_as_boxes(bare_machine: None):
+    assert fonts.drawable(["我们", "한국", "time"])[1:] == (["(CJK word)", "(Hangul word)", "time"], True)
+
+
+def test_a_font_that_is_new_on_the_machine_is_found(monkeypatch: pytest.MonkeyPatch):
+    from matplotlib import font_manager
+
+    known = [entry for entry in font_manager.fontManager.ttflist if "cmr10" not in entry.fname]
+    [new] = {entry.fname for entry in font_manager.fontManager.ttflist} - {entry.fname for entry in known}
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", known)
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [new])
+
+    found = fonts.installed_fonts.__wrapped__()
+
+    assert Path(new) in [path for _, path in found]
