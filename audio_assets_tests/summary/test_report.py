@@ -273,7 +273,7 @@ def test_a_corpus_that_does_not_fit_shows_what_needs_eyes(tmp_path: Path):
     with database(raw, transcripts) as connection:
         _, page = render(connection, tmp_path, max_transcripts=3)
 
-    assert [row[0] for row in page.data["rows"]] == ["a/07.wav", "a/00.wav", "a/01.wav"]
+    assert [row[0] for row in page.data["rows"]] == ["a/00.wav", "a/01.wav", "a/07.wav"]
     assert "3 of 9 are on this page" in page.words
 
 

@@ -201,23 +201,68 @@ def test_light_and_dark_follow_the_system_and_the_switch(page: "playwright.Page"
     assert ground() == light
 
 
-def test_a_large_corpus_comes_in_pages(browser: "playwright.Browser", tmp_path: Path):
+def large_report(tmp_path: Path, size: int) -> Path:
+    """A report of ``size`` transcripts that share a word and have one of their own."""
     from audio_assets import schemas
     from audio_assets_tests.summary.conftest import database, object_row, transcript_row
 
-    ids = [f"a/{i:03d}.wav" for i in range(60)]
+    ids = [f"a/{i}.wav" for i in range(size)]
     raw = schemas.RAW_AUDIO.from_rows([object_row(id) for id in ids])
-    transcripts = schemas.TRANSCRIPTS.from_rows([transcript_row(id, [(0, 1, f"word {id}")]) for id in ids])
-    with database(raw, transcripts) as connection:
-        report = render_report(connection, tmp_path / "report.html")
-    tab = browser.new_page()
-    tab.goto(report.as_uri())
+    rows = [transcript_row(id, [(0, 1, f"word number{n}")]) for n, id in enumerate(ids)]
+    with database(raw, schemas.TRANSCRIPTS.from_rows(rows)) as connection:
+        return render_report(connection, tmp_path / "report.html")
 
-    assert names(tab)[0] == "000.wav"
+
+def test_a_large_corpus_comes_in_pages(browser: "playwright.Browser", tmp_path: Path):
+    tab = browser.new_page()
+    tab.goto(large_report(tmp_path, 60).as_uri())
+
+    assert names(tab)[:11] == [f"{i}.wav" for i in range(11)]
     tab.locator("#next").click()
     tab.locator("#next").click()
 
     playwright.expect(tab.locator("#page")).to_have_text("Page 3 of 3")
-    assert names(tab) == [f"{i:03d}.wav" for i in range(50, 60)]
+    assert names(tab) == [f"{i}.wav" for i in range(50, 60)]
     playwright.expect(tab.locator("#next")).to_be_disabled()
+    tab.close()
+
+
+def test_what_is_asked_before_every_row_is_there_is_answered_when_they_are(
+    browser: "playwright.Browser", tmp_path: Path
+):
+    report = large_report(tmp_path, 2100)
+    whole = report.read_text(encoding="utf-8")
+    assert "number2099" not in whole, "rows beyond the first page are packed"
+    tab = browser.new_page()
+    complaints: list[str] = []
+    tab.on("console", lambda message: complaints.append(message.text))
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    # Typed by a script that runs when the page's own has, before the packed rows are read.
+    tab.add_init_script(
+        """
+        new MutationObserver((_, observer) => {
+          if (!document.querySelector("#rows tbody tr")) return;
+          observer.disconnect();
+          window.early = document.getElementById("browser").dataset.rows;
+          document.getElementById("q").value = "number2099";
+          document.getElementById("tools").requestSubmit();
+        }).observe(document, { childList: true, subtree: true });
+        """
+    )
+    tab.goto(report.as_uri())
+
+    playwright.expect(tab.locator("#found")).to_have_text("1 of 2,100 transcripts match")
+    assert names(tab) == ["2099.wav"]
+    assert tab.evaluate("window.early") is None
+    assert complaints == []
+    tab.close()
+
+
+def test_names_and_numbers_sort_as_people_sort_them(browser: "playwright.Browser", tmp_path: Path):
+    tab = browser.new_page()
+    tab.goto(large_report(tmp_path, 30).as_uri())
+
+    tab.locator("#direction").click()
+
+    assert names(tab)[:3] == ["29.wav", "28.wav", "27.wav"]
     tab.close()

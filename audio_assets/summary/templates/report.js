@@ -14,13 +14,15 @@
   const CLAMP_CHARS = 620;
   // Columns of a row.
   const ID = 0, PREFIX = 1, STATUS = 2, LENGTH = 3, WORDS = 4, SURE = 5, LANGUAGE = 6, FLAGS = 7, LINK = 8, PIECES = 9;
+  // The first page of rows lies here; the others follow this script, packed, and are taken in when the page is there.
   const data = JSON.parse(source.textContent);
   const rows = data.rows;
   const $ = (id) => document.getElementById(id);
   const body = $("rows").tBodies[0];
-  const collator = new Intl.Collator(undefined, { numeric: true });
   const state = { terms: [], prefix: "", kind: "", sort: ID, down: false, page: 0 };
   let found = rows;
+  let complete = rows.length === data.count;
+  let waiting = null;
 
   const fold = (text) => text.normalize("NFKC").toLowerCase().replaceAll("\u2019", "'");
   const haystacks = new Map();
@@ -186,14 +188,15 @@
   };
 
   const show = () => {
-    const pages = Math.max(1, Math.ceil(found.length / PAGE));
+    const count = complete ? found.length : data.count;
+    const pages = Math.max(1, Math.ceil(count / PAGE));
     state.page = Math.min(state.page, pages - 1);
     const from = state.page * PAGE;
     for (const audio of body.querySelectorAll("audio")) audio.pause();
     body.replaceChildren(...found.slice(from, from + PAGE).map(draw));
-    $("found").textContent = found.length === rows.length
-      ? `${rows.length.toLocaleString("en")} ${rows.length === 1 ? "transcript" : "transcripts"}`
-      : `${found.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} transcripts match`;
+    $("found").textContent = count === data.count
+      ? `${data.count.toLocaleString("en")} ${data.count === 1 ? "transcript" : "transcripts"}`
+      : `${count.toLocaleString("en")} of ${data.count.toLocaleString("en")} transcripts match`;
     $("pages").hidden = pages === 1;
     $("page").textContent = `Page ${state.page + 1} of ${pages}`;
     $("previous").disabled = state.page === 0;
@@ -206,11 +209,13 @@
       (state.kind === "" || (row[FLAGS].length > 0) === (state.kind === "flagged")) &&
       state.terms.every((term) => haystack(row).includes(term)));
     const by = state.sort, sign = state.down ? -1 : 1;
-    found.sort((a, b) => {
+    // The rows come in the order of their names; a sort keeps it among equals.
+    if (by === ID) { if (state.down) found.reverse(); }
+    else found.sort((a, b) => {
       const x = a[by], y = b[by];
       // What is unknown comes last, whichever way round.
       if (x === null || y === null) return (x === null) - (y === null);
-      return sign * (by === ID ? collator.compare(x, y) : x - y) || collator.compare(a[ID], b[ID]);
+      return sign * (x - y);
     });
     state.page = 0;
     $("sort").value = String(by);
@@ -224,56 +229,96 @@
     show();
   };
 
-  const search = (text) => { state.terms = fold(text).split(/\s+/u).filter(Boolean); select(); };
+  // What needs every row waits until they are there; of several requests the last one counts.
+  const later = (act) => {
+    if (complete) { act(); return; }
+    waiting = act;
+    $("found").textContent = "Unpacking the transcripts …";
+  };
+  const update = () => later(select);
+  const search = (text) => { state.terms = fold(text).split(/\s+/u).filter(Boolean); update(); };
   let timer = 0;
   $("q").addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(() => search($("q").value), 120); });
   $("tools").addEventListener("submit", (event) => { event.preventDefault(); clearTimeout(timer); search($("q").value); });
   // A prefix may be empty (the bucket's root): the mark tells it from "all".
-  for (const prefix of new Set(rows.map((row) => row[PREFIX]))) {
+  for (const prefix of data.prefixes) {
     const option = element("option", "", prefix || "(root)");
     option.value = "=" + prefix;
     $("prefix").append(option);
   }
-  $("prefix").addEventListener("change", () => { state.prefix = $("prefix").value; select(); });
-  $("kind").addEventListener("change", () => { state.kind = $("kind").value; select(); });
-  $("sort").addEventListener("change", () => { state.sort = Number($("sort").value); select(); });
-  $("direction").addEventListener("click", () => { state.down = !state.down; select(); });
+  $("prefix").addEventListener("change", () => { state.prefix = $("prefix").value; update(); });
+  $("kind").addEventListener("change", () => { state.kind = $("kind").value; update(); });
+  $("sort").addEventListener("change", () => { state.sort = Number($("sort").value); update(); });
+  $("direction").addEventListener("click", () => { state.down = !state.down; update(); });
   for (const button of document.querySelectorAll("#rows thead button")) {
     button.addEventListener("click", () => {
       const by = Number(button.dataset.sort);
       state.down = by === state.sort ? !state.down : false;
       state.sort = by;
-      select();
+      update();
     });
   }
-  const turn = (by) => { state.page += by; show(); $("transcripts").scrollIntoView(); };
+  const turn = (by) => later(() => { state.page += by; show(); $("transcripts").scrollIntoView(); });
   $("previous").addEventListener("click", () => turn(-1));
   $("next").addEventListener("click", () => turn(1));
   for (const link of document.querySelectorAll("[data-query]")) {
     link.addEventListener("click", () => { $("q").value = link.dataset.query; search(link.dataset.query); });
   }
+  // To the row itself, whatever was filtered before, and not only to its section.
+  const open = (id) => {
+    $("prefix").value = state.prefix = ""; $("kind").value = state.kind = ""; $("q").value = ""; state.terms = [];
+    select();
+    const at = found.findIndex((row) => row[ID] === id);
+    if (at < 0) return;
+    state.page = Math.floor(at / PAGE);
+    show();
+    const line = body.rows[at % PAGE];
+    line.classList.add("chosen");
+    line.scrollIntoView({ block: "center" });
+    (line.querySelector(".piece") || line.querySelector("audio") || $("q")).focus({ preventScroll: true });
+  };
   for (const link of document.querySelectorAll("[data-open]")) {
     link.addEventListener("click", (event) => {
-      // To the row itself, whatever was filtered before, and not only to its section.
       event.preventDefault();
-      $("prefix").value = state.prefix = ""; $("kind").value = state.kind = ""; $("q").value = ""; state.terms = [];
-      select();
-      const at = found.findIndex((row) => row[ID] === link.dataset.open);
-      if (at < 0) return;
-      state.page = Math.floor(at / PAGE);
-      show();
-      const line = body.rows[at % PAGE];
-      line.classList.add("chosen");
-      line.scrollIntoView({ block: "center" });
-      (line.querySelector(".piece") || line.querySelector("audio") || $("q")).focus({ preventScroll: true });
+      later(() => open(link.dataset.open));
     });
   }
   for (const link of document.querySelectorAll("[data-prefix]")) {
     link.addEventListener("click", () => {
       const value = "=" + link.dataset.prefix;
-      if ([...$("prefix").options].some((option) => option.value === value)) { $("prefix").value = value; state.prefix = value; select(); }
+      if ([...$("prefix").options].some((option) => option.value === value)) { $("prefix").value = value; state.prefix = value; update(); }
     });
   }
+
+  const bytes = (text) => Uint8Array.fromBase64 ? Uint8Array.fromBase64(text) : Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  const finished = () => { performance.mark("rows-complete"); $("browser").dataset.rows = "complete"; };
+  const unpack = async () => {
+    const texts = [...document.querySelectorAll("script.rows")].map((packed) =>
+      new Response(new Blob([bytes(packed.textContent)]).stream().pipeThrough(new DecompressionStream("gzip"))).text());
+    for (const text of texts) rows.push(...JSON.parse(await text));
+    complete = true;
+    finished();
+    if (waiting) { waiting(); waiting = null; } else found = rows.slice();
+    prepare(0);
+  };
+  // The text that a search looks through, made while nothing else is to do.
+  const prepare = (from) => {
+    if (from >= rows.length) return;
+    (window.requestIdleCallback || setTimeout)((idle) => {
+      let at = from;
+      do { for (const end = Math.min(at + 50, rows.length); at < end; at++) haystack(rows[at]); }
+      while (at < rows.length && idle && idle.timeRemaining() > 5);
+      prepare(at);
+    });
+  };
   $("browser").hidden = false;
-  select();
+  show();
+  performance.mark("rows-shown");
+  if (!complete) {
+    document.addEventListener("DOMContentLoaded", () => {
+      unpack().catch(() => {
+        $("found").textContent = `This browser cannot unpack more than the first ${rows.length} transcripts; use a newer one, or the exports.`;
+      });
+    });
+  } else finished();
 })();
