@@ -1,14 +1,7 @@
 """``make dev``: Dagster's UI, with the state that the command line left behind."""
 
 import json
-import os
-import re
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,28 +10,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from audio_assets.definitions import ASSETS
-from audio_assets.demo_server import HOST
 from audio_assets_tests.conftest import PipelineRun
+from audio_assets_tests.ui_server import quiet_page, ui_server
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-ROOT = Path(__file__).parent.parent
 pytestmark = [pytest.mark.weights]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
-
-
-def dev_command() -> str:
-    """What ``make dev`` runs, as the Makefile has it."""
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    recipe = re.search(r"^dev:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
-    assert recipe
-    return re.sub(r"\\\n\s*", "", recipe[1]).strip().replace("$$", "$")
 
 
 @pytest.fixture(scope="module")
@@ -46,35 +24,8 @@ def dev_server(pipeline: PipelineRun, tmp_path_factory: pytest.TempPathFactory) 
     """The UI on a copy of the demonstration's home; gives its address."""
     home = tmp_path_factory.mktemp("dev") / "home"
     shutil.copytree(pipeline.home.root, home)
-    port = free_port()
-    command = dev_command().replace("$(BIN)/", f"{Path(sys.executable).parent}/").replace("$(PORT)", str(port))
-    process = subprocess.Popen(
-        command,
-        shell=True,
-        cwd=ROOT,
-        env={**pipeline.environment, "AUDIO_ASSETS_HOME": str(home)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    address = f"http://{HOST}:{port}"
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"{address}/server_info", timeout=5).read()
-                break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < deadline, "the UI did not come up"
-                time.sleep(0.5)
+    with ui_server(home, pipeline.environment) as address:
         yield address
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.communicate(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
 
 
 def ask(address: str, query: str) -> dict[str, object]:
@@ -125,29 +76,8 @@ def test_the_ui_listens_on_loopback_only(dev_server: str) -> None:
 
 @pytest.fixture(scope="module")
 def page(dev_server: str) -> Iterator["Page"]:
-    """A tab of a real browser. Errors on its console and requests to anywhere else fail the module's tests."""
-    browser_path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser_path is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    complaints: list[str] = []
-    options = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path, args=options)
-        tab = browser.new_page(viewport={"width": 1600, "height": 1400}, base_url=dev_server)
-        tab.set_default_timeout(60_000)
-        tab.on("pageerror", lambda error: complaints.append(f"error: {error}"))
-        tab.on("console", lambda said: said.type == "error" and complaints.append(f"console: {said.text}"))
-        tab.on(
-            "request",
-            lambda request: (
-                request.url.startswith((dev_server, "data:", "blob:")) or complaints.append(f"request: {request.url}")
-            ),
-        )
+    with quiet_page(dev_server) as tab:
         yield tab
-        browser.close()
-    assert complaints == []
 
 
 @pytest.mark.browser

@@ -16,7 +16,9 @@ MAX_PNG_BYTES = 100_000
 """Inline plots live in Dagster's event log, with every materialization."""
 
 _INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]+")
-_WWW = re.compile(r"(?i)\bwww(?=\.)")
+# What Markdown makes links of by itself, after it has undone all escapes: only a character in between keeps it from it.
+_LINKS = re.compile(r"(?i)(?:https?|ftp)(?=:)|www(?=\.)|(?=@)")
+_WORD_JOINER = "\u2060"
 
 # Everything that Markdown, its automatic links or HTML read as more than text.
 _ESCAPES = str.maketrans(
@@ -92,4 +94,4 @@ def _text(value: str) -> str:
     value = " ".join(_INVISIBLE.sub(" ", value).split())
     if len(value) > MAX_CELL_CHARS:
         value = value[: MAX_CELL_CHARS - 1] + "…"
-    return _WWW.sub("ww&#119;", value.translate(_ESCAPES))
+    return _LINKS.sub(rf"\g<0>{_WORD_JOINER}", value).translate(_ESCAPES)

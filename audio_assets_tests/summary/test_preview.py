@@ -34,7 +34,10 @@ def test_the_first_rows_as_a_table():
         ("[x](javascript:y)", r"\[x\]\(javascript&#58;y\)"),
         ("two\nlines\r\n", "two lines"),
         ("`code` *b* _i_ \\", r"\`code\` \*b\* \_i\_ \\"),
-        ("www.example.org", "ww&#119;.example.org"),
+        # The UI links addresses after it has undone escapes; a character that nobody sees keeps it from it.
+        ("www.example.org", "www\u2060.example.org"),
+        ("https://a.b", "https\u2060&#58;//a.b"),
+        ("a@b.org", "a\u2060&#64;b.org"),
         ("a\u202egpj", "a gpj"),
         ("&amp;", "&amp;amp;"),
     ],
