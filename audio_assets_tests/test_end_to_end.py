@@ -176,7 +176,7 @@ def test_every_asset_shows_its_rows_and_a_preview(pipeline: PipelineRun) -> None
 
 
 UNITS = (
-    r"dagster/(partition_)?row_count|(\w+_)?(words|files|rows|objects|prefixes|spans|requests|attempts)(_\w+)?"
+    r"dagster/(partition_)?row_count|(\w+_)?(words|files|rows|objects|prefixes|markers|spans|requests|attempts)(_\w+)?"
     r"|audio_objects|heaps_(k|beta)|(\w+_)?(s|kb|mb|bytes|usd|usd_ever|minutes|hours|share|nats|per_minute)"
 )
 

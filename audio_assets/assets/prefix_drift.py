@@ -51,7 +51,11 @@ def _found(context: dg.AssetExecutionContext) -> pa.Table:
     rows: list[dict[str, Any]] = []
     for record in past.records:
         event = record.asset_materialization
-        said = {k[len(DRIFT) :]: v.value for k, v in event.metadata.items() if k.startswith(DRIFT)} if event else {}
+        said = (
+            {k[len(DRIFT) :].removesuffix("_words"): v.value for k, v in event.metadata.items() if k.startswith(DRIFT)}
+            if event
+            else {}
+        )
         if said:
             at = datetime.fromtimestamp(record.timestamp, timezone.utc)
             prefix = prefix_for(context.partition_key)

@@ -7,7 +7,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from audio_assets import checks, schemas, settings
-from audio_assets.assets.common import OWNERS, WAREHOUSE, preview, readable_errors, table_metadata, table_type
+from audio_assets.assets.common import OWNERS, WAREHOUSE, figures, preview, readable_errors, table_metadata, table_type
 from audio_assets.partitions import prefix_partitions
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
 from audio_assets.resources.mapper import MapperResource
@@ -112,7 +112,7 @@ def tokens(
         check_results=checks.check_tokens(table, transcripts),
         metadata={
             "words": sum(len(chunk.flatten()) for chunk in table.column("tokens").chunks),
-            **{f"{DRIFT}{name}": value for name, value in changes.items()},
+            **{f"{DRIFT}{name}": value for name, value in figures(changes).items()},
             **({"not_done": dg.MetadataValue.text("\n".join(notes))} if notes else {}),
             "preview": preview(table, ["id", "language", "tokens", "content_tokens"]),
         },

@@ -186,5 +186,5 @@ def test_the_asset_takes_its_switches_from_the_run_else_from_the_environment(
 
     [row] = made.value.to_pylist()
     assert (row["redacted"], row["content_tokens"][:1]) == ("pin [NUMBER]", [])
-    assert (made.metadata["drift_files_new"], made.metadata["drift_vocabulary_new"]) == (1, 3)
+    assert (made.metadata["drift_files_new"], made.metadata["drift_vocabulary_new_words"]) == (1, 3)
     assert "en_core_web_xx" in made.metadata["not_done"].text
