@@ -1,10 +1,11 @@
 """What is made of the corpus file by file: subtitles, and a folder of labelled audio that trains a model.
 
-Names follow the mirror's encoding of keys, so that no key can lead out of the folder or meet another's file.
+Subtitles follow the mirror's encoding of keys, so that no key can lead out of the folder or meet another's file.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -126,7 +127,6 @@ def write_audiofolder(
     mirror = Mirror(home.audio)
     try:
         with replacing_directory(target) as fresh, (fresh / METADATA).open("w", encoding="utf-8") as labels:
-            clips = Mirror(fresh / "data", frozenset(name.removesuffix("/") + "/" for name in mirror.spelled_out))
             for row in _rows(home, prefixes):
                 if row["flags"] and not include_flagged:
                     written.left_out.append((row["id"], "flagged: " + ", ".join(row["flags"])))
@@ -139,7 +139,7 @@ def write_audiofolder(
                 try:
                     with bring(row["id"]):
                         for n, (segment, samples) in enumerate(_cut(mirror.path_for(row["id"]), wanted), 1):
-                            clip = clips.path_for(f"{row['id']}/{n:05d}.flac")
+                            clip = fresh / clip_name(row["id"], n)
                             clip.parent.mkdir(parents=True, exist_ok=True)
                             clip.write_bytes(encode_flac(samples))
                             seconds = len(samples) / SAMPLE_RATE_HZ
@@ -153,6 +153,16 @@ def write_audiofolder(
     except OSError as error:
         raise _refused(target, error) from error
     return written
+
+
+def clip_name(key: str, number: int) -> Path:
+    """Where the segment ``number`` of a recording lies in the folder.
+
+    Not the key: ``datasets`` takes ``test`` and ``dev`` in a path for splits, and ``*``, ``[`` and ``::`` for patterns
+    and archives. ``metadata.jsonl`` has the key.
+    """
+    name = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return Path("data", name[:2], f"{name}-{number:05d}.flac")
 
 
 def forget(home: settings.Home, keys: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from audio_assets.assets.prefix_drift import prefix_drift
 from audio_assets.assets.tokens import tokens
 from audio_assets.partitions import PARTITIONS_NAME
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
+from audio_assets.resources.mapper import MapperResource
 from audio_assets.summary.report import render_report
 from audio_assets_tests.summary.conftest import database, object_row, transcript_row
 
@@ -35,7 +36,7 @@ class Prefix:
             [tokens, prefix_drift, transcripts],
             instance=self._instance,
             partition_key="a",
-            resources={"warehouse": self.warehouse},
+            resources={"warehouse": self.warehouse, "mapper": MapperResource()},
         )
         assert made.success
         return self.table().to_pylist()
