@@ -42,7 +42,7 @@ bench-storage: .venv/.bench ## storage against the stock DuckDB IO manager
 bench-speech: .venv/.bench ## local Whisper against its peers; SPEECH=DIR holds manifest.tsv
 	$(BIN)/python -m benchmarks.speech $(SPEECH)
 
-bench-text: .venv/.dev ## tokens against a bare spaCy loop; corpus summary
+bench-text: .venv/.dev ## tokens against a bare spaCy loop, corpus summary, report of 10,000 files
 	$(BIN)/python -m benchmarks.text
 
 bench-api: .venv/.dev ## the API engine against a loopback server: concurrency, rate limits, CPU, bytes

@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from audio_assets import schemas
+from benchmarks import report
 
 Result = dict[str, Any]
 
@@ -250,6 +251,7 @@ PARTS: list[Callable[[argparse.Namespace], list[Result]]] = [
     lambda a: tokens_per_core(a.rounds, a.files),
     lambda a: tokens_workers(a.rounds, 10 * a.files),
     lambda a: corpus_summary(a.rounds, a.summary_files),
+    lambda a: report.measure(),
 ]
 """What is measured, in order; each gives rows of the result."""
 
