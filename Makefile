@@ -20,8 +20,8 @@ test: .venv/.dev ## the tests
 slow-test: .venv/.slow-test ## the tests that take minutes
 	$(BIN)/pytest -m slow
 
-faults: .venv/.slow-test ## the fault campaign: what was tried, what survived (half an hour)
-	SOAK_OBJECTS=20000 $(BIN)/python -m audio_assets_tests.faults.campaign
+faults: .venv/.slow-test ## the fault campaign: what was tried, what survived (an hour)
+	FAULT_BLOWS=10 SOAK_OBJECTS=20000 $(BIN)/python -m audio_assets_tests.faults.campaign
 
 api-test: .venv/.dev .venv-api/.done ## the API engine against real OpenAI-compatible servers
 	$(BIN)/pytest -m "slow or not slow" audio_assets_tests/speech/test_real_servers.py

@@ -32,7 +32,7 @@ FAULTS = (
         "SIGKILL and SIGTERM at each named point of a run",
         (
             "faults/test_kills.py::test_a_run_that_is_struck",
-            "faults/test_kills.py::test_ten_blows",
+            "faults/test_kills.py::test_many_blows",
             "storage/test_crashes.py",
             "speech/test_money.py::test_a_killed_run_pays_again",
             "speech/test_transcribe.py::test_a_killed_long_file",
