@@ -76,6 +76,7 @@ def test_a_full_disk_is_named_and_the_run_after_it_is_whole(
     assert victims.run("verify", settings=here).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_a_disk_that_cannot_be_written_is_named_and_changes_nothing(
     part: str,
@@ -100,6 +101,7 @@ def test_a_disk_that_cannot_be_written_is_named_and_changes_nothing(
         subprocess.run(["umount", "--lazy", str(home.root / PARTS[part])], check=True)
 
 
+@pytest.mark.slow
 def test_without_file_handles_the_run_says_so_and_the_next_one_is_whole(
     home: Home,
     victims: Victims,  # noqa: F811

@@ -32,7 +32,9 @@ def holders(root: Path, canary: str) -> list[Path]:
     return found
 
 
-@pytest.mark.parametrize("trouble", ["none", "401", "html", "no bucket", "wrong endpoint"])
+@pytest.mark.parametrize(
+    "trouble", ["none", "401", "no bucket", "wrong endpoint", pytest.param("html", marks=pytest.mark.slow)]
+)
 def test_no_canary_is_found_anywhere(
     trouble: str,
     tmp_path: Path,
