@@ -158,6 +158,7 @@ FAULTS = (
         "markup, control codes and formulas in keys and transcripts",
         (
             "summary/test_report.py::test_data_is_text",
+            "test_hostile_text.py",
             "test_search.py::TestCommand::test_a_transcript_cannot_drive",
             "resources/test_progress.py::test_a_key_cannot_drive",
             "text/test_subtitles.py::test_markup",
