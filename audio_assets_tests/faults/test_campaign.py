@@ -44,13 +44,15 @@ from audio_assets_tests.faults import campaign
 probes = ("cases", "property", "told", "skipped")
 campaign.FAULTS = (campaign.Fault("some", tuple(f"test_probe.py::test_{n}" for n in probes)),)
 made = campaign.Campaign()
-pytest.main(["-q", "-p", "no:cacheprovider", "audio_assets_tests"], plugins=[made])
+root = sys.argv[1]
+pytest.main(["-q", "-p", "no:cacheprovider", f"--rootdir={root}", f"{root}/audio_assets_tests"], plugins=[made])
 row = made.rows["some"]
 print(row.tests, row.tried, row.survived, len(set(row.failed)), len(row.skipped))
 """
-    # From its own directory the probe would be found as this package: it is named by its path alone.
+    # From its own directory the probe would be found as this package; and the names of tests begin at the root
+    # directory, which pytest would choose by where the temporary folder happens to lie.
     done = subprocess.run(
-        [sys.executable, "-c", code.replace('"audio_assets_tests"]', f'"{tmp_path / "audio_assets_tests"}"]')],
+        [sys.executable, "-c", code, str(tmp_path)],
         cwd=ROOT.parent,
         capture_output=True,
         text=True,
