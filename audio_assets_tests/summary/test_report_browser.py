@@ -146,6 +146,56 @@ def test_it_prints_its_text_without_its_controls(page: "playwright.Page"):
     assert len(page.pdf()) > 10_000
 
 
+PAPER_WIDTH = 700
+"""Of a sheet of A4 without its margins, in CSS pixels."""
+
+
+def test_no_column_is_cut_off_on_paper(page: "playwright.Page"):
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": PAPER_WIDTH, "height": 1000})
+
+    widths = page.locator("table, .cloud svg").evaluate_all("all => all.map((e) => e.getBoundingClientRect().right)")
+    assert len(widths) >= 5
+    assert max(widths) <= PAPER_WIDTH
+    assert page.evaluate("document.documentElement.scrollWidth") <= PAPER_WIDTH
+
+
+def test_a_dark_page_prints_dark_on_white(page: "playwright.Page"):
+    page.emulate_media(color_scheme="dark")
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    page.emulate_media(media="print", color_scheme="dark")
+
+    style = page.evaluate("(({backgroundColor, color}) => [backgroundColor, color])(getComputedStyle(document.body))")
+    assert style[0] == "rgb(255, 255, 255)"
+    assert all(int(part) < 60 for part in style[1].removeprefix("rgb(").rstrip(")").split(","))
+
+
+def test_all_rows_that_were_found_are_printed_and_only_printed(browser: "playwright.Browser", tmp_path: Path):
+    tab = browser.new_page()
+    tab.goto(large_report(tmp_path, 1100).as_uri())
+    playwright.expect(tab.locator("#browser")).to_have_attribute("data-rows", "complete")
+    rows = tab.locator("#rows tbody tr")
+    tab.evaluate(
+        "addEventListener('beforeprint', () => { window.printed = document.querySelectorAll('#rows tbody tr').length })"
+    )
+
+    tab.locator("#next").click()
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert names(tab)[:30] == [f"{i}.wav" for i in range(25, 55)]
+    playwright.expect(rows).to_have_count(1000)
+    playwright.expect(tab.locator("#cut")).to_have_text(" · 1,000 of them are printed")
+    tab.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert names(tab) == [f"{i}.wav" for i in range(25, 50)]
+    playwright.expect(tab.locator("#cut")).to_be_empty()
+
+    tab.fill("#q", "number7")
+    playwright.expect(tab.locator("#found")).to_contain_text("111 of 1,100")
+    tab.pdf()
+    assert tab.evaluate("window.printed") == 111
+    playwright.expect(rows).to_have_count(25)
+    tab.close()
+
+
 def test_rows_are_filtered_by_prefix_and_by_flag(page: "playwright.Page"):
     page.select_option("#prefix", label="a/")
     playwright.expect(page.locator("#rows tbody tr")).to_have_count(2)

@@ -12,6 +12,8 @@
   if (!source) return;
   const PAGE = 25;
   const CLAMP_CHARS = 620;
+  // More rows than this are a book, and minutes for a browser to lay out.
+  const PRINT_ROWS = 1000;
   // Columns of a row.
   const ID = 0, PREFIX = 1, STATUS = 2, LENGTH = 3, WORDS = 4, SURE = 5, LANGUAGE = 6, FLAGS = 7, LINK = 8, PIECES = 9;
   // The first page of rows lies here; the others follow this script, packed, and are taken in when the page is there.
@@ -193,6 +195,7 @@
     state.page = Math.min(state.page, pages - 1);
     const from = state.page * PAGE;
     for (const audio of body.querySelectorAll("audio")) audio.pause();
+    added = [];
     body.replaceChildren(...found.slice(from, from + PAGE).map(draw));
     $("found").textContent = count === data.count
       ? `${data.count.toLocaleString("en")} ${data.count === 1 ? "transcript" : "transcripts"}`
@@ -202,6 +205,26 @@
     $("previous").disabled = state.page === 0;
     $("next").disabled = state.page === pages - 1;
   };
+
+  // Paper has no pages to turn: what was found is printed as a whole, around the rows that are here already.
+  let added = [];
+  const spread = () => {
+    gather();
+    const from = state.page * PAGE;
+    const first = Math.max(0, Math.min(from, found.length - PRINT_ROWS));
+    const before = found.slice(first, from).map(draw), after = found.slice(from + PAGE, first + PRINT_ROWS).map(draw);
+    body.prepend(...before);
+    body.append(...after);
+    added = [...before, ...after];
+    if (found.length > PRINT_ROWS) $("cut").textContent = ` · ${PRINT_ROWS.toLocaleString("en")} of them are printed`;
+  };
+  const gather = () => {
+    for (const line of added) line.remove();
+    added = [];
+    $("cut").textContent = "";
+  };
+  window.addEventListener("beforeprint", spread);
+  window.addEventListener("afterprint", gather);
 
   const select = () => {
     found = rows.filter((row) =>
