@@ -409,7 +409,9 @@ PREFIX_DRIFT = Table(
         Column("vocabulary_new", _I64, "words that did not occur before", nullable=False),
         Column("vocabulary_lost", _I64, "words that no longer occur", nullable=False),
         Column(
-            "vocabulary_kept_share", _F64, "words of both over words of either, 0 to 1; null when there are no words"
+            "vocabulary_kept_share",
+            _F64,
+            "words of both over words of either, 0 to 1; null when there were no words before",
         ),
     ),
     key=("prefix", "materialized_at"),

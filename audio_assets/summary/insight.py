@@ -127,7 +127,8 @@ files AS (
 ),
 words AS (
     SELECT count(*) FILTER (b.token IS NULL) AS vocabulary_new, count(*) FILTER (n.token IS NULL) AS vocabulary_lost,
-           count(*) FILTER (b.token IS NOT NULL AND n.token IS NOT NULL) / nullif(count(*), 0) AS vocabulary_kept_share
+           -- The first time there is nothing to keep, which is no loss.
+           CASE WHEN count(b.token) > 0 THEN count(*) FILTER (b.token = n.token) / count(*) END AS vocabulary_kept_share
     FROM (SELECT DISTINCT unnest(tokens) AS token FROM now) AS n
     FULL JOIN (SELECT DISTINCT unnest(tokens) AS token FROM before) AS b ON n.token = b.token
 )
@@ -175,7 +176,7 @@ def drift(now: pa.Table, before: pa.Table) -> dict[str, int | float]:
 
     Returns:
         ``files_new``, ``files_changed``, ``files_removed`` (transcripts), ``vocabulary_new``, ``vocabulary_lost``
-        (words), and ``vocabulary_kept_share`` (0 to 1), which is missing where there are no words at all.
+        (words), and ``vocabulary_kept_share`` (0 to 1), which is missing where there were no words before.
     """
     needed = ["id", "transcription", "tokens"]
     with in_memory(now=now.select(needed), before=before.select(needed)) as connection:

@@ -116,6 +116,13 @@ def test_drift_counts_transcripts_and_words():
     assert drift(schemas.TOKENS.empty(), schemas.TOKENS.empty())["files_new"] == 0
 
 
+def test_the_first_time_no_vocabulary_was_there_to_be_kept():
+    now = tokenize(spoken("best of times"))
+
+    assert "vocabulary_kept_share" not in drift(now, schemas.TOKENS.empty())
+    assert drift(schemas.TOKENS.empty(), now)["vocabulary_kept_share"] == 0
+
+
 def change(day: int, **counts: int) -> dict[str, object]:
     nothing = dict.fromkeys(("files_new", "files_changed", "files_removed", "vocabulary_new", "vocabulary_lost"), 0)
     at = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc) + datetime.timedelta(days=day)
