@@ -98,7 +98,7 @@ WHERE statistic NOT IN ('heaps_beta', 'heaps_k') OR value IS NOT NULL
 ORDER BY statistic, position
 """  # noqa: S608 - no data in it
 
-_KEYWORDS_SQL = f"""
+_KEYWORDS_SQL = """
 WITH sizes AS (SELECT prefix, sum(count) AS words FROM token_frequency GROUP BY prefix),
 spread AS (
     SELECT token, ln((1 + (SELECT count(*) FROM sizes)) / (1 + count(*))) + 1 AS idf
@@ -107,14 +107,14 @@ spread AS (
 scored AS (
     SELECT f.prefix, f.token, f.count / s.words * p.idf AS tf_idf, f.count, f.document_count
     FROM token_frequency AS f JOIN sizes AS s USING (prefix) JOIN spread AS p USING (token)
-    WHERE NOT f.is_stop AND regexp_matches(f.token, '[\\p{{L}}]')
+    WHERE NOT f.is_stop AND regexp_matches(f.token, '[\\p{L}]')
 )
 SELECT prefix, row_number() OVER w AS rank, token, tf_idf, count, document_count
 FROM scored
 WINDOW w AS (PARTITION BY prefix ORDER BY tf_idf DESC, token)
-QUALIFY row_number() OVER w <= {KEYWORDS}
+QUALIFY row_number() OVER w <= $limit
 ORDER BY prefix, rank
-"""  # noqa: S608 - no data in it
+"""
 
 _DRIFT_SQL = """
 WITH said AS (SELECT id, transcription FROM now WHERE transcription IS NOT NULL),
@@ -152,7 +152,7 @@ def prefix_statistics(prefix: str, tokens: pa.Table, quality: pa.Table) -> pa.Ta
         return schemas.PREFIX_STATISTICS.conform(connection.sql(sql, params={"prefix": prefix}).to_arrow_table())
 
 
-def keywords(connection: duckdb.DuckDBPyConnection) -> pa.Table:
+def keywords(connection: duckdb.DuckDBPyConnection, limit: int = KEYWORDS) -> pa.Table:
     """What each prefix talks about more than the others: TF-IDF with a prefix as the document.
 
     The inverse document frequency is smoothed, ln((1 + prefixes) / (1 + prefixes with the word)) + 1, so that a corpus
@@ -160,11 +160,13 @@ def keywords(connection: duckdb.DuckDBPyConnection) -> pa.Table:
 
     Args:
         connection: a database with the table ``token_frequency``.
+        limit: keywords of a prefix at most.
 
     Returns:
-        `schemas.PREFIX_KEYWORDS`, at most `KEYWORDS` for each prefix.
+        `schemas.PREFIX_KEYWORDS`.
     """
-    return schemas.PREFIX_KEYWORDS.conform(connection.sql(_KEYWORDS_SQL).to_arrow_table())
+    found = connection.sql(_KEYWORDS_SQL, params={"limit": limit}).to_arrow_table()
+    return schemas.PREFIX_KEYWORDS.conform(found)
 
 
 def drift(now: pa.Table, before: pa.Table) -> dict[str, int | float]:

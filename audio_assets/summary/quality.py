@@ -17,7 +17,16 @@ import pyarrow as pa
 from audio_assets import schemas
 
 GRADE_FROM: dict[str, float] = {"A": 0.9, "B": 0.75, "C": 0.6, "D": 0.4, "F": 0.0}
-"""The lowest score of each grade. A: use it. B: small doubts. C: read it first. D: listen. F: not usable."""
+"""The lowest score of each grade."""
+
+GRADE_MEANINGS: dict[str, str] = {
+    "A": "use it",
+    "B": "small doubts",
+    "C": "read it first",
+    "D": "listen to it",
+    "F": "not usable",
+}
+"""What to do with a transcript of each grade."""
 
 FLAG_PENALTIES: dict[str, tuple[float, str]] = {
     "no_speech": (0.6, "there is nearly no speech under the text"),

@@ -24,8 +24,9 @@ from urllib.parse import urlsplit
 
 from audio_assets import schemas
 from audio_assets.storage.atomic import write_bytes
-from audio_assets.summary import statistics
+from audio_assets.summary import insight, statistics
 from audio_assets.summary.histogram import Histogram, histogram, time_unit
+from audio_assets.summary.quality import GRADE_MEANINGS
 from audio_assets.summary.worst import worst_transcripts
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ _PAGE_ROWS = 25
 _PACK_ROWS = 1000
 _WAVE_BARS = 140
 _TOP_WORDS = 24
+_KEYWORDS = 8
 _CLOUD_SIZE = (960, 340)
 _ORIGIN = re.compile(r"https://[A-Za-z0-9.-]+(:\d+)?|http://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?")
 _UNITS = {"s": "seconds", "min": "minutes", "h": "hours"}
@@ -205,6 +207,8 @@ def render_report(
         next_steps=NEXT_STEPS,
         prefixes=prefixes,
         changes=_dicts(connection, _CHANGES_SQL),
+        keywords=_keywords(connection),
+        grades=_grades(connection),
         engines=_engines(connection),
         languages=_languages(connection),
         plots=_plots(connection),
@@ -324,6 +328,24 @@ def _languages(connection: duckdb.DuckDBPyConnection) -> list[tuple[str, int]]:
         """
     ).fetchall()
     return [(str(language), int(files)) for language, files in rows]
+
+
+def _keywords(connection: duckdb.DuckDBPyConnection) -> dict[str, list[str]]:
+    """The first keywords of each prefix; none for a single prefix, which nothing sets apart."""
+    found: dict[str, list[str]] = {}
+    for row in insight.keywords(connection, _KEYWORDS).to_pylist():
+        found.setdefault(row["prefix"], []).append(row["token"])
+    return found if len(found) > 1 else {}
+
+
+def _grades(connection: duckdb.DuckDBPyConnection) -> list[tuple[str, str, int]]:
+    """Each grade with what it means and how many transcripts have it; empty when none was graded."""
+    counts = dict(
+        connection.execute(
+            "SELECT grade, count(*) FROM transcript_quality WHERE grade IS NOT NULL GROUP BY grade"
+        ).fetchall()
+    )
+    return [(grade, meaning, counts.get(grade, 0)) for grade, meaning in GRADE_MEANINGS.items()] if counts else []
 
 
 def _cloud(words: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:

@@ -11,7 +11,9 @@ import duckdb
 import pytest
 
 from audio_assets import schemas
+from audio_assets.summary.quality import grade_transcripts
 from audio_assets.summary.report import render_report, visible
+from audio_assets.text.tokenize import tokenize
 from audio_assets_tests.summary.conftest import HOSTILE, database, object_row, transcript_row
 
 NOW = datetime.datetime(2026, 5, 4, 13, 30, tzinfo=datetime.timezone.utc)
@@ -59,6 +61,29 @@ def render(connection: duckdb.DuckDBPyConnection, tmp_path: Path, **options: Any
     output = render_report(connection, tmp_path / "report" / "index.html", now=NOW, **options)
     html = output.read_text("utf-8")
     return html, Page(html)
+
+
+def test_what_sets_each_prefix_apart(tmp_path: Path):
+    said = {"ships/a.wav": "the anchor and the harbour", "music/b.wav": "the violin and the concert"}
+    raw = schemas.RAW_AUDIO.from_rows([object_row(id) for id in said])
+    rows = schemas.TRANSCRIPTS.from_rows([transcript_row(id, [(0, 4, text)]) for id, text in said.items()])
+    with database(raw, rows) as connection:
+        _, page = render(connection, tmp_path)
+
+    assert "What sets each prefix apart music/ concert violin ships/ anchor harbour" in page.words
+
+
+def test_the_transcripts_are_counted_by_grade(tmp_path: Path):
+    ids = [f"a/{n}.wav" for n in range(4)]
+    raw = schemas.RAW_AUDIO.from_rows([object_row(id) for id in ids])
+    rows = schemas.TRANSCRIPTS.from_rows([transcript_row(id, [(0, 4, "some words")]) for id in ids])
+    graded = grade_transcripts(rows, tokenize(rows)).to_pylist()
+    for row, grade in zip(graded, ("A", "A", "F", None), strict=True):
+        row["grade"] = grade
+    with database(raw, rows, schemas.TRANSCRIPT_QUALITY.from_rows(graded)) as connection:
+        _, page = render(connection, tmp_path)
+
+    assert "Transcripts by grade A: 2 F: 1 2 A use it 1 F not usable" in page.words
 
 
 def test_the_headline_numbers(corpus: duckdb.DuckDBPyConnection, tmp_path: Path):

@@ -103,6 +103,14 @@ def test_a_word_of_the_cloud_finds_its_transcripts(page: "playwright.Page"):
     playwright.expect(page.locator("#rows tbody tr")).to_have_count(1)
 
 
+def test_a_keyword_finds_its_transcripts_of_its_prefix(page: "playwright.Page"):
+    page.locator(".keywords .chip", has_text="worst").click()
+
+    playwright.expect(page.locator("#q")).to_have_value("worst")
+    playwright.expect(page.locator("#prefix")).to_have_value("=a/")
+    playwright.expect(page.locator("#rows tbody tr")).to_have_count(1)
+
+
 def test_a_doubtful_transcript_opens_in_its_row(page: "playwright.Page"):
     page.fill("#q", "nowhere")
     playwright.expect(page.locator("#rows tbody tr")).to_have_count(0)
