@@ -78,10 +78,13 @@ def histogram(values: Sequence[float], *, whole: bool = False, limits: tuple[flo
         step = max(1.0, step)
     bins = max(1, math.ceil((high - low) / step - 1e-9))
     edges = low + step * np.arange(bins + 1)
-    if limits is None and high == top and top >= edges[-1]:
-        # The largest value lies on the last edge: give it a bin of its own side.
-        edges = np.append(edges, edges[-1] + step) if whole else edges
     open_ended = bool(top > edges[-1])
+    if limits is None and high >= edges[-1] and (whole or open_ended):
+        # The largest value lies on the last edge: give it a bin of its own side.
+        edges = np.append(edges, edges[-1] + step)
+    if open_ended:
+        # Of those far out alone: what is usual does not stand among them.
+        edges = np.append(edges, edges[-1] + step)
     counts, _ = np.histogram(np.clip(data, edges[0], edges[-1]), bins=edges)
     return Histogram(
         tuple(float(f"{edge:.12g}") for edge in edges), tuple(int(count) for count in counts), open_ended, whole

@@ -42,6 +42,15 @@ def test_one_long_recording_does_not_squeeze_the_others():
     assert bins.label(len(bins.counts) - 1).startswith("≥ ")
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_open_bin_holds_nothing_but_what_lies_far_out(whole: bool):
+    bins = histogram([4] * 35 + [400_000], whole=whole)
+
+    assert bins.open_ended
+    assert bins.counts[-1] == 1
+    assert bins.total == 36
+
+
 def test_a_handful_of_values_is_shown_to_scale():
     assert not histogram([1, 2, 3, 600]).open_ended
 
