@@ -104,27 +104,34 @@ def _named(
 ) -> list[list[Found]]:
     """What spaCy's models recognize in each text."""
     named: list[list[Found]] = [[] for _ in texts]
+    without: list[str] = []
     for language in dict.fromkeys(languages):
         mine = [i for i, text in enumerate(texts) if languages[i] == language and text]
         if not mine:
             continue
         name = model or _installed_model(language or "")
         nlp = _model(name) if name else None
-        if nlp is None:
-            what = f"spaCy model {model!r} is" if model else f"spaCy model for {language!r} is"
-            notes[
-                f"no names of people and places: the {what} not installed; entities are those that rules find. "
-                f"To install one: python -m spacy download {model or 'en_core_web_sm'}"
-            ] = None
-            continue
-        if model and nlp.lang not in (language, "xx"):
-            notes[f"spaCy model {model!r} is for {nlp.lang!r}: transcripts in {language!r} have entities by rules"] = (
-                None
-            )
+        if nlp is None or (model and nlp.lang not in (language, "xx")):
+            without.append(language or "xx")
             continue
         for i, doc in zip(mine, nlp.pipe(texts[i] for i in mine), strict=True):
             named[i] = [Found(e.label_, e.start_char, e.end_char) for e in doc.ents]
+    if without:
+        notes[_missing(model, sorted(without))] = None
     return named
+
+
+def _missing(model: str | None, languages: Sequence[str]) -> str:
+    """What is said, once, of the languages in which people and places are not found, and what helps."""
+    said = f"no names of people and places in {', '.join(languages)}, where entities are those that rules find"
+    if model is None:
+        return (
+            f"{said}: no spaCy model of {'this language' if len(languages) == 1 else 'these languages'} is installed. "
+            "To install one, for English: python -m spacy download en_core_web_sm"
+        )
+    if (nlp := _model(model)) is None:
+        return f"{said}: spaCy model {model!r} is not installed. To install it: python -m spacy download {model}"
+    return f"{said}: spaCy model {model!r} is for {nlp.lang!r}"
 
 
 @lru_cache(maxsize=64)

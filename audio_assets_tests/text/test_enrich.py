@@ -143,6 +143,17 @@ def test_a_missing_model_is_said_once_with_the_way_to_get_it():
     assert made.num_rows == 3
 
 
+def test_one_line_names_all_languages_that_have_no_model():
+    rows = [
+        {"id": code, "prefix": "", "status": "ok", "transcription": "Anna", "language": code} for code in ("el", "ar")
+    ]
+    _, notes = enrich(tokenize(schemas.TRANSCRIPTS.from_rows(rows)), EnrichOptions(frozenset({"entities"})))
+
+    [note] = notes
+    assert "in ar, el," in note
+    assert "no spaCy model of these languages is installed" in note
+
+
 def test_an_installed_spacy_model_names_people_who_are_redacted(tmp_path: Path):
     nlp = spacy.blank("en")
     nlp.add_pipe("entity_ruler").add_patterns(
