@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-MISSING_FONT_NOTE = "in brackets: words for which no font is installed; install e.g. Noto Sans CJK"
+MISSING_FONT_NOTE = "in brackets: words for which no font is installed; install e.g. the Noto fonts"
 
 _LABEL_MAX_CHARS = 28
 
@@ -33,6 +33,8 @@ def _named(text: str, missing: set[str]) -> str:
     first = next((c for c in text if c in missing), None)
     if first is None:
         return text
+    if unicodedata.category(first) == "So":
+        return "(emoji)"
     script = unicodedata.name(first, "unknown").split()[0]
     return f"({script if script == 'CJK' else script.capitalize()} word)"
 

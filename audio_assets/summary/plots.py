@@ -191,7 +191,7 @@ def word_cloud(counts: Mapping[str, int], width: int = 760, height: int = 320, t
         face = ImageFont.truetype(str(fonts[word.text]), word.size)
         draw.text((word.x, word.baseline), word.text, fill=theme.cloud[word.color], font=face, anchor="ls")
     if missing:
-        note = f"left out for want of a font: {missing:,} of {len(counts):,} words; install e.g. Noto Sans CJK"
+        note = f"left out for want of a font: {missing:,} of {len(counts):,} words; install e.g. the Noto fonts"
         face = ImageFont.truetype(str(default_font()), 11)
         draw.text((6, height + 2), note, fill=theme.muted, font=face)
     return _shrunk(image)

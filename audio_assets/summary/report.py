@@ -361,7 +361,7 @@ def _cloud(words: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
             "width": round(word.width, 1),
             "color": word.color,
         }
-        for word in cloud_words(dict(words), *_CLOUD_SIZE)
+        for word in cloud_words({visible(word): count for word, count in words}, *_CLOUD_SIZE)
     ]
 
 

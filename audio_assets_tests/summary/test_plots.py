@@ -194,7 +194,8 @@ def test_other_scripts_are_drawn_where_a_font_is_installed(script: str):
 
 
 def test_a_word_without_a_font_is_named_by_its_script_not_drawn_as_boxes(bare_machine: None):
-    assert fonts.drawable(["我们", "한국", "time"])[1:] == (["(CJK word)", "(Hangul word)", "time"], True)
+    shown = ["(CJK word)", "(Hangul word)", "(emoji)", "time"]
+    assert fonts.drawable(["我们", "한국", "👩", "time"])[1:] == (shown, True)
 
 
 def test_a_font_that_is_new_on_the_machine_is_found(monkeypatch: pytest.MonkeyPatch):
