@@ -4,8 +4,8 @@ The words of a query are cut and normalized as the transcripts were, in each lan
 quotes stand side by side, in that order; the others may come in any order within `NEAR_WORDS` words. Passages that hold
 the whole query as it was typed come first, then the closer ones.
 
-DuckDB's own full text search is an extension that must be downloaded for each version, knows neither positions nor
-phrases, and wants its index rebuilt after every change: the positions, which the warehouse keeps anyway, serve better.
+Where DuckDB's full text search is installed, other forms of the words are found too, behind those that were typed, and
+it ranks what is equally close (`full_text`).
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from audio_assets import schemas
 from audio_assets.errors import AudioAssetsError
+from audio_assets.full_text import full_text
 from audio_assets.text.tokenize import tokenize
 
 if TYPE_CHECKING:
@@ -36,6 +37,16 @@ _QUOTED = re.compile(r'["“”„«»]([^"“”„«»]*)["“”„«»]')
 
 _Query = tuple[tuple[str, ...], ...]
 """Phrases, each of one or more tokens."""
+
+
+class _Place(NamedTuple):
+    """First and last position of a match. ``score``: how much the recording is about the query; 0 where unknown."""
+
+    exact: bool
+    id: str
+    first: int
+    last: int
+    score: float
 
 
 class QueryError(AudioAssetsError):
@@ -96,11 +107,16 @@ def search(
         raise QueryError(f"{query!r} holds no word to search for; give letters or digits")
     if max(sum(map(len, phrases)) for phrases in queries) > MAX_QUERY_WORDS:
         raise QueryError(f"the query has more than {MAX_QUERY_WORDS} words; leave some out")
-    found: list[tuple[bool, int, str, int, int]] = []
-    for phrases, codes in queries.items():
-        if phrases:
-            found += _places(connection, phrases, codes, prefixes, limit)
-    found.sort(key=lambda place: (not place[0], *place[1:]))
+    found: list[_Place] = []
+    with full_text(connection) as ranking:
+        for phrases, codes in queries.items():
+            if not phrases:
+                continue
+            words = dict.fromkeys(token for phrase in phrases for token in phrase)
+            forms = ranking.forms(words, codes) if ranking else {word: [word] for word in words}
+            scores = ranking.scores(forms) if ranking else {}
+            found += _places(connection, phrases, codes, prefixes, limit, forms, scores)
+    found.sort(key=lambda place: (not place.exact, place.last - place.first, -place.score, place.id, place.first))
     return _passages(connection, found[:limit])
 
 
@@ -128,16 +144,18 @@ def _places(
     languages: Sequence[str],
     prefixes: Sequence[str],
     limit: int,
-) -> Iterator[tuple[bool, int, str, int, int]]:
-    """(exact, width, id, first and last position) of at most ``limit`` places that do not overlap, the best first."""
+    forms: Mapping[str, list[str]],
+    scores: Mapping[str, float],
+) -> Iterator[_Place]:
+    """At most ``limit`` places that do not overlap, the best first."""
     parameters: dict[str, object] = {"languages": list(languages), "prefixes": list(prefixes)}
     whole = tuple(token for phrase in phrases for token in phrase)
     parts = list(dict.fromkeys(phrases))
-    exact = _phrase_sql(whole, parameters)
+    exact = _phrase_sql([[token] for token in whole], parameters)
     sql = f"SELECT true AS exact, id, position AS first, position + {len(whole) - 1} AS last FROM ({exact})"  # noqa: S608
-    if len(parts) > 1:
+    if len(parts) > 1 or any(len(every) > 1 for every in forms.values()):
         hits = " UNION ALL ".join(
-            f"SELECT id, position, {n} AS part FROM ({_phrase_sql(part, parameters)})"  # noqa: S608
+            f"SELECT id, position, {n} AS part FROM ({_phrase_sql(_spoken(part, forms), parameters)})"  # noqa: S608
             for n, part in enumerate(parts)
         )
         # For each hit the latest hit of every part up to it: the closest group that ends there.
@@ -152,40 +170,58 @@ def _places(
                 WINDOW sweep AS (PARTITION BY id ORDER BY position, part ROWS UNBOUNDED PRECEDING)
             ) WHERE {known} AND greatest({ends}) - least({starts}) < {NEAR_WORDS}
         """  # noqa: S608 - numbers only
-    cursor = connection.execute(f"SELECT * FROM ({sql}) ORDER BY exact DESC, last - first, id, first", parameters)  # noqa: S608
+    parameters |= {"ids": list(scores), "scores": list(scores.values())}
+    cursor = connection.execute(
+        f"""
+        SELECT exact, id, first, last, coalesce(score, 0)::DOUBLE AS score
+        FROM ({sql}) LEFT JOIN (SELECT unnest($ids::VARCHAR[]) AS id, unnest($scores::DOUBLE[]) AS score) USING (id)
+        ORDER BY exact DESC, last - first, score DESC, id, first
+        """,  # noqa: S608 - made here
+        parameters,
+    )
     taken: dict[str, list[tuple[int, int]]] = {}
     count = 0
     while count < limit and (rows := cursor.fetchmany(_FETCH_ROWS)):
-        for exactly, id, first, last in rows:
-            mine = taken.setdefault(id, [])
-            if count < limit and all(last < begin or end < first for begin, end in mine):
-                mine.append((first, last))
+        for row in rows:
+            place = _Place(*row)
+            mine = taken.setdefault(place.id, [])
+            if count < limit and all(place.last < begin or end < place.first for begin, end in mine):
+                mine.append((place.first, place.last))
                 count += 1
-                yield bool(exactly), last - first, id, first, last
+                yield place
 
 
-def _phrase_sql(tokens: Sequence[str], parameters: dict[str, object]) -> str:
-    """Where ``tokens`` stand side by side: id and position of the first. Adds its values to ``parameters``."""
-    names = []
-    for token in tokens:
-        names.append(f"t{len(parameters)}")
-        parameters[names[-1]] = token
+def _spoken(phrase: Sequence[str], forms: Mapping[str, list[str]]) -> list[list[str]]:
+    """What may stand for each word of a phrase: words that must stand side by side are meant as they were typed."""
+    return [forms[phrase[0]]] if len(phrase) == 1 else [[token] for token in phrase]
+
+
+def _phrase_sql(words: Sequence[Sequence[str]], parameters: dict[str, object]) -> str:
+    """Where ``words``, each in one of its forms, stand side by side: id and position of the first.
+
+    Adds its values to ``parameters``.
+    """
+    tests = []
+    for forms in words:
+        names = []
+        for form in forms:
+            names.append(f"t{len(parameters)}")
+            parameters[names[-1]] = form
+        tests.append(f"IN ({', '.join('$' + name for name in names)})")
     joins = "".join(
         f" JOIN token_occurrences AS o{n} ON o{n}.id = o0.id AND o{n}.position = o0.position + {n}"
-        f" AND o{n}.token = ${name}"
-        for n, name in enumerate(names)
+        f" AND o{n}.token {test}"
+        for n, test in enumerate(tests)
         if n
     )
     return (
         f"SELECT o0.id, o0.position FROM token_occurrences AS o0{joins}"  # noqa: S608 - names made here
-        f" WHERE o0.token = ${names[0]} AND list_contains($languages, o0.language)"
+        f" WHERE o0.token {tests[0]} AND list_contains($languages, o0.language)"
         " AND (len($prefixes) = 0 OR EXISTS (FROM unnest($prefixes) AS p(prefix) WHERE starts_with(o0.id, p.prefix)))"
     )
 
 
-def _passages(
-    connection: duckdb.DuckDBPyConnection, places: Sequence[tuple[bool, int, str, int, int]]
-) -> list[Passage]:
+def _passages(connection: duckdb.DuckDBPyConnection, places: Sequence[_Place]) -> list[Passage]:
     if not places:
         return []
     rows = connection.execute(
@@ -196,14 +232,14 @@ def _passages(
         """,
         {
             "ns": list(range(len(places))),
-            "ids": [place[2] for place in places],
-            "firsts": [place[3] for place in places],
-            "lasts": [place[4] for place in places],
+            "ids": [place.id for place in places],
+            "firsts": [place.first for place in places],
+            "lasts": [place.last for place in places],
         },
     ).fetchall()
     passages: dict[int, Passage] = {}
     for n, transcription, first, last in rows:
-        passages[n] = _passage(places[n][2], transcription, first, last, places[n][0])
+        passages[n] = _passage(places[n].id, transcription, first, last, places[n].exact)
     return [passages[n] for n in sorted(passages)]
 
 

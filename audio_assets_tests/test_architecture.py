@@ -18,6 +18,7 @@ LAYERS = [
     {"resources"},
     {"assets", "automation", "checks"},
     {"definitions"},
+    {"full_text"},
     {
         "interrupts",
         "runner",
