@@ -10,7 +10,7 @@ import threading
 import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from audio_assets.errors import FileFailed
 from audio_assets.ingest.get_object import Answer, Body, get_object
@@ -174,56 +174,75 @@ def _once(
     return state
 
 
+_memory = threading.local()
+
+
+def _buffer() -> memoryview:
+    """Memory for what arrives, one piece for each thread: taking it anew each time costs more than filling it."""
+    try:
+        return cast(memoryview, _memory.buffer)
+    except AttributeError:
+        buffer = _memory.buffer = memoryview(bytearray(_CHUNK_BYTES))
+        return buffer
+
+
 class _Received:
     """What has arrived of an object: the file, its size, and its hashes so far.
 
-    Blocks are hashed and written together, `_CHUNK_BYTES` and more at a time: each time costs a turn at Python's lock.
+    Blocks are hashed and written together, `_CHUNK_BYTES` at a time: each time costs a turn at Python's lock.
     """
 
     def __init__(self, part: Path, most: int) -> None:
-        self._file = part.open("r+b" if part.exists() else "w+b", buffering=0)
+        self._buffer, self._waiting = _buffer(), 0
+        self._handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self._restart()
-        while block := self._file.read(min(_CHUNK_BYTES, most - self.size)):
-            self.size += len(block)
-            self._hash(block)
-        self._file.seek(self.size)
-        self._file.truncate()
+        there = os.fstat(self._handle).st_size
+        if there:
+            while count := os.readv(self._handle, [self._buffer[: most - self.size]]):
+                self.size += count
+                self._hash(self._buffer[:count])
+            os.lseek(self._handle, self.size, os.SEEK_SET)
+            os.ftruncate(self._handle, self.size)
 
-    def add(self, block: bytes) -> None:
-        self.size += len(block)
-        self._waiting.append(block)
-        self._waiting_bytes += len(block)
-        if self._waiting_bytes >= _CHUNK_BYTES:
+    @property
+    def room(self) -> memoryview:
+        """Where the next bytes go; `came` says how many there are."""
+        return self._buffer[self._waiting :]
+
+    def came(self, count: int) -> None:
+        self.size += count
+        self._waiting += count
+        if self._waiting == len(self._buffer):
             self.flush()
 
     def flush(self) -> None:
         """Hash and write what came since the last time."""
-        block = self._waiting[0] if len(self._waiting) == 1 else b"".join(self._waiting)
-        self._waiting.clear()
-        self._waiting_bytes = 0
-        self._hash(block)
-        rest = memoryview(block)
+        rest = self._buffer[: self._waiting]
+        self._waiting = 0
+        self._hash(rest)
         while rest:
-            rest = rest[self._file.write(rest) :]
+            rest = rest[os.write(self._handle, rest) :]
 
     def clear(self) -> None:
         """Forget all of it."""
-        self._file.seek(0)
-        self._file.truncate()
+        os.lseek(self._handle, 0, os.SEEK_SET)
+        os.ftruncate(self._handle, 0)
         self._restart()
 
     def close(self) -> None:
-        with contextlib.closing(self._file):
+        try:
             self.flush()
+        finally:
+            os.close(self._handle)
 
     def _restart(self) -> None:
         self.size, self.sha256, self.md5 = 0, hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-        self._waiting: list[bytes] = []
-        self._waiting_bytes = 0
+        self._waiting = 0
 
-    def _hash(self, block: bytes) -> None:
-        self.sha256.update(block)
-        self.md5.update(block)
+    def _hash(self, block: memoryview) -> None:
+        if block:
+            self.sha256.update(block)
+            self.md5.update(block)
 
 
 def _request(client: Any, bucket: str, found: RemoteObject, start: int) -> Answer:
@@ -247,22 +266,23 @@ def _receive(body: Body, received: _Received, expected: int, cancelled: threadin
     """Add the body to what is there."""
     from urllib3.exceptions import HTTPError
 
-    # What has come, not what was asked for: `read` waits until all of a chunk is there, and a trickle would hold it
-    # for hours past the deadline.
+    # What has come, not what was asked for: to wait until all of a chunk is there would let a trickle hold it for hours
+    # past the deadline.
     while True:
+        room = received.room
+        # Also a bound on the disk: a server that sends without end is not written out without end.
+        left = expected - received.size
         try:
-            block = body.read1(_CHUNK_BYTES)
+            count = body.readinto(room[: left + 1])
         except (HTTPError, OSError) as error:
             have = f"{received.size} of {expected} bytes"
             raise _RetryError(f"the connection broke after {have} ({short(error)})") from error
-        if not block:
+        if not count:
             return
-        # Also a bound on the disk: a server that sends without end is not written out without end.
-        if received.size + len(block) > expected:
-            size = received.size + len(block)
+        if count > left:
             received.clear()
-            raise _RetryError(f"{size} of {expected} bytes arrived")
-        received.add(block)
+            raise _RetryError(f"more than {expected} bytes arrived")
+        received.came(count)
         if cancelled.is_set():
             raise _RetryError("cancelled")
         if time.monotonic() > deadline:

@@ -1,15 +1,20 @@
 """GetObject with a boto3 client's credentials and settings, without what boto3 spends on each request.
 
-Building, sending and reading one request costs boto3 five times the CPU that it takes by hand, all of it under Python's
+Building, sending and reading one request costs boto3 ten times the CPU that it takes by hand, all of it under Python's
 lock: with many small objects that is what downloads wait for. So the usual request, a key below the endpoint's own
-address, is signed by botocore and sent over connections of our own. What is unusual, an HTTP proxy, another way of
-addressing, a redirection, a client certificate, goes through the client.
+address with a plain Signature Version 4, is signed and sent here, over connections of our own, and its body is read
+into the caller's memory. What is unusual, an HTTP proxy, another way of addressing or signing, a redirection, a client
+certificate, goes through the client; an answer that is no plain 200 or 206 is read by `http.client`.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import http.client
+import io
 import re
+import socket
 import threading
 import time
 import weakref
@@ -17,22 +22,31 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+# What may stand in a header as it is; whatever else a listing says is put there by botocore, or refused.
+_ETAG = re.compile(r"[!#-~]+")
 _METADATA = "x-amz-meta-"
+_EMPTY_SHA256 = hashlib.sha256().hexdigest()
 # A wrong region or endpoint: the client knows where to go instead.
 _FOR_THE_CLIENT = frozenset({301, 302, 303, 307, 308, 400})
 _ERROR_BYTES = 64 * 1024
 _ERROR_S = 30.0
+# Metadata of an object has at most 2 kB in S3, 8 kB in R2.
+_HEAD_BYTES = 64 * 1024
+_USUAL = re.compile(r"HTTP/1\.1 (20[06])(?: .*)?")
 
 
 class Body(Protocol):
     """The bytes of an answer, as they come."""
 
-    def read1(self, size: int, /) -> bytes:
-        """At most ``size`` bytes, as soon as there are any; none at the end. Raises OSError and urllib3's errors."""
+    def readinto(self, into: memoryview, /) -> int:
+        """Fill the start of ``into`` with what there is, as soon as there is any; how many bytes, 0 at the end.
+
+        Raises OSError and urllib3's errors.
+        """
         ...
 
     def close(self) -> None:
@@ -72,11 +86,56 @@ def get_object(client: Any, bucket: str, key: str, etag: str | None, start: int 
         OSError: no connection, or it broke.
     """
     headers = {"If-Match": f'"{etag}"'} | ({"Range": f"bytes={start}-"} if start else {})
-    connections = _connections_of(client)
+    direct = _direct_of(client)
     answer = None
-    if connections is not None and _BUCKET.fullmatch(bucket):
-        answer = _directly(client, connections, bucket, key, headers)
+    if direct is not None and _BUCKET.fullmatch(bucket) and _ETAG.fullmatch(str(etag)):
+        answer = _directly(direct, bucket, key, headers)
     return answer or _through_client(client, bucket, key, headers)
+
+
+class _Signer:
+    """AWS Signature Version 4 of requests without a body, for the credentials and the region of a boto3 client.
+
+    Source: "Authenticating Requests: Using the Authorization Header" in Amazon's S3 API reference. The key of a day is
+    derived once, and a signature is two hashes then.
+    """
+
+    def __init__(self, credentials: Any, region: str, host: str) -> None:
+        self._credentials, self._region, self._host = credentials, region, host
+        self._key: tuple[tuple[str, str], bytes] = (("", ""), b"")
+
+    def signed(self, target: str, headers: dict[str, str]) -> dict[str, str]:
+        """``headers``, those of the signature and ``Host``; ``target`` is the path, encoded.
+
+        Raises:
+            botocore.exceptions.BotoCoreError: credentials that have to be fetched are not to be had.
+        """
+        credentials = self._credentials.get_frozen_credentials()
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        scope = f"{stamp[:8]}/{self._region}/s3/aws4_request"
+        sent = {"Host": self._host, "X-Amz-Content-SHA256": _EMPTY_SHA256, "X-Amz-Date": stamp} | headers
+        if credentials.token:
+            sent["X-Amz-Security-Token"] = credentials.token
+        names = sorted((name.lower(), value) for name, value in sent.items())
+        listed = ";".join(name for name, _ in names)
+        lines = "".join(f"{name}:{value}\n" for name, value in names)
+        request = f"GET\n{target}\n\n{lines}\n{listed}\n{_EMPTY_SHA256}"
+        to_sign = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
+        key = self._key_of(credentials.secret_key, stamp[:8])
+        sent["Authorization"] = (
+            f"AWS4-HMAC-SHA256 Credential={credentials.access_key}/{scope}, SignedHeaders={listed}, "
+            f"Signature={hmac.digest(key, to_sign.encode(), 'sha256').hex()}"
+        )
+        return sent
+
+    def _key_of(self, secret: str, day: str) -> bytes:
+        known, key = self._key
+        if known != (secret, day):
+            key = f"AWS4{secret}".encode()
+            for part in (day, self._region, "s3", "aws4_request"):
+                key = hmac.digest(key, part.encode(), "sha256")
+            self._key = (secret, day), key
+        return key
 
 
 class _Connections:
@@ -84,11 +143,11 @@ class _Connections:
 
     def __init__(self, endpoint_url: str, tls: Any, connect_timeout_s: float, read_timeout_s: float, most_idle: int):
         parts = urlsplit(endpoint_url)
-        self.endpoint_url = endpoint_url
-        self._host, self._port = str(parts.hostname), parts.port
+        self._host = str(parts.hostname)
+        self._port = parts.port or (80 if tls is None else 443)
         self._tls = tls
         self._connect_timeout_s, self._read_timeout_s = connect_timeout_s, read_timeout_s
-        self._idle: deque[http.client.HTTPConnection] = deque(maxlen=most_idle)
+        self._idle: deque[socket.socket] = deque(maxlen=most_idle)
 
     def send(self, target: str, headers: dict[str, str]) -> _Body:
         """Send a GET; the answer's head has come.
@@ -103,7 +162,7 @@ class _Connections:
                 return self._ask(waited, target, headers)
         return self._ask(self._connected(), target, headers)
 
-    def give_back(self, connection: http.client.HTTPConnection) -> None:
+    def give_back(self, connection: socket.socket) -> None:
         if len(self._idle) == self._idle.maxlen:
             connection.close()
         else:
@@ -113,7 +172,7 @@ class _Connections:
         while self._idle:
             self._idle.pop().close()
 
-    def _waiting(self) -> http.client.HTTPConnection | None:
+    def _waiting(self) -> socket.socket | None:
         from urllib3.util.wait import wait_for_read
 
         while True:
@@ -122,28 +181,33 @@ class _Connections:
             except IndexError:
                 return None
             # Nothing was asked: what there is to read is the server's end of it.
-            if not wait_for_read(connection.sock, timeout=0.0):
+            if not wait_for_read(connection, timeout=0.0):
                 return connection
             connection.close()
 
-    def _connected(self) -> http.client.HTTPConnection:
-        timeout_s = self._connect_timeout_s
-        if self._tls is None:
-            connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
-        else:
-            connection = http.client.HTTPSConnection(self._host, self._port, timeout=timeout_s, context=self._tls)
+    def _connected(self) -> socket.socket:
+        connection = socket.create_connection((self._host, self._port), self._connect_timeout_s)
         try:
-            connection.connect()
-            connection.sock.settimeout(self._read_timeout_s)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._tls is not None:
+                connection = self._tls.wrap_socket(connection, server_hostname=self._host)
+            connection.settimeout(self._read_timeout_s)
         except BaseException:
             connection.close()
             raise
         return connection
 
-    def _ask(self, connection: http.client.HTTPConnection, target: str, headers: dict[str, str]) -> _Body:
+    def _ask(self, connection: socket.socket, target: str, headers: dict[str, str]) -> _Body:
         try:
-            connection.request("GET", target, headers=headers)
-            return _Body(self, connection, connection.getresponse())
+            lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+            connection.sendall(f"GET {target} HTTP/1.1\r\nAccept-Encoding: identity\r\n{lines}\r\n".encode())
+            came, end = self._head(connection)
+            usual = _usual_head(came[:end])
+            if usual is not None:
+                return _Body(self, connection, *usual, came[end + 4 :])
+            response = http.client.HTTPResponse(cast(socket.socket, _Came(came, connection)), method="GET")
+            response.begin()
+            return _OddBody(self, connection, response)
         except http.client.HTTPException as error:
             connection.close()
             if isinstance(error, OSError):
@@ -153,82 +217,217 @@ class _Connections:
             connection.close()
             raise
 
+    def _head(self, connection: socket.socket) -> tuple[bytes, int]:
+        """What came until there was a whole head, and where that ends."""
+        deadline = time.monotonic() + self._read_timeout_s
+        came = b""
+        while (end := came.find(b"\r\n\r\n")) < 0:
+            if len(came) > _HEAD_BYTES:
+                raise ConnectionError(f"the head of the answer has more than {_HEAD_BYTES} bytes")
+            block = connection.recv(_HEAD_BYTES)
+            if not block:
+                raise ConnectionError(f"the connection ended after {len(came)} bytes of an answer's head")
+            came += block
+            # Timeouts are per read, and a trickle beats them.
+            if time.monotonic() > deadline:
+                raise TimeoutError("the head of the answer did not come in time")
+        return came, end
+
+
+def _usual_head(head: bytes) -> tuple[int, _Headers, int] | None:
+    """Status, headers and length of an answer 200 or 206 of known length; None for any other."""
+    first, *lines = head.decode("latin-1").split("\r\n")
+    status = _USUAL.fullmatch(first)
+    headers: list[tuple[str, str]] = []
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or not name or name != name.strip():
+            return None
+        headers.append((name, value.strip(" \t")))
+    found = _Headers(headers)
+    length = found.get("content-length", "")
+    lengths = sum(name.lower() == "content-length" for name, _ in headers)
+    odd = found.keys() & {"transfer-encoding", "content-encoding", "connection"}
+    if status is None or lengths != 1 or odd or not (length.isascii() and length.isdigit()):
+        return None
+    return int(status[1]), found, int(length)
+
+
+class _Headers(dict[str, str]):
+    """Headers by their names in lower case, the first of several; and `listed`, as they came."""
+
+    def __init__(self, listed: list[tuple[str, str]]) -> None:
+        super().__init__((name.lower(), value) for name, value in reversed(listed))
+        self.listed = listed
+
+
+class _Came(io.RawIOBase):
+    """What came over a connection already, then what comes; `http.client` takes it for a socket."""
+
+    def __init__(self, came: bytes, connection: socket.socket) -> None:
+        self._came, self._connection = came, connection
+
+    def makefile(self, _: str) -> io.BufferedReader:
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any, /) -> int:
+        if self._came:
+            count = min(len(into), len(self._came))
+            into[:count] = self._came[:count]
+            self._came = self._came[count:]
+            return count
+        return self._connection.recv_into(into)
+
 
 class _Body:
-    """A response and its connection, which goes back to the others once all of it was read."""
+    """An answer of known length and its connection, which goes back to the others once all of it was read."""
 
     def __init__(
-        self, connections: _Connections, connection: http.client.HTTPConnection, response: http.client.HTTPResponse
+        self,
+        connections: _Connections,
+        connection: socket.socket,
+        status: int,
+        headers: _Headers,
+        length: int,
+        came: bytes,
     ) -> None:
-        self.status = response.status
-        self.headers = response.headers
+        self.status = status
+        self.headers = headers
         self._connections = connections
-        self._connection: http.client.HTTPConnection | None = connection
-        self._response = response
-        # Of a body in chunks or up to the end of the connection nothing is left to reuse.
-        self._reusable = response.length is not None and not response.will_close
+        self._connection: socket.socket | None = connection
+        self._came = memoryview(came)[:length]
+        self._rest = length - len(self._came)
+        # Bytes behind the end are nobody's answer.
+        self._reusable = len(came) <= length
 
-    def read1(self, size: int, /) -> bytes:
-        try:
-            block = self._response.read1(size)
-        except http.client.HTTPException as error:
-            raise ConnectionError(f"the answer broke off ({type(error).__name__})") from error
-        if not block:
-            self._end(self._reusable and not self._response.length)
-        return block
+    def readinto(self, into: memoryview, /) -> int:
+        if self._came:
+            count = min(len(into), len(self._came))
+            into[:count] = self._came[:count]
+            self._came = self._came[count:]
+            return count
+        if not self._rest or self._connection is None:
+            self.close()
+            return 0
+        count = self._connection.recv_into(into, min(len(into), self._rest))
+        self._rest -= count
+        if not count:
+            self._end(reusable=False)
+        return count
 
     def close(self) -> None:
-        self._end(self._reusable and self._response.length == 0)
+        self._end(self._reusable and not self._rest)
 
     def _end(self, reusable: bool) -> None:
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        self._response.close()
         if reusable:
             self._connections.give_back(connection)
         else:
             connection.close()
 
 
-_known: weakref.WeakKeyDictionary[Any, _Connections | None] = weakref.WeakKeyDictionary()
+class _OddBody(_Body):
+    """The same of any other answer, as `http.client` reads it."""
+
+    def __init__(
+        self, connections: _Connections, connection: socket.socket, response: http.client.HTTPResponse
+    ) -> None:
+        super().__init__(connections, connection, response.status, _Headers(response.headers.items()), 0, b"")
+        self._response = response
+        # Of a body in chunks or up to the end of the connection nothing is left to reuse.
+        self._reusable = response.length is not None and not response.will_close
+
+    def readinto(self, into: memoryview, /) -> int:
+        try:
+            block = self._response.read1(len(into))
+        except http.client.HTTPException as error:
+            raise ConnectionError(f"the answer broke off ({type(error).__name__})") from error
+        into[: len(block)] = block
+        return len(block)
+
+    def close(self) -> None:
+        self._end(self._reusable and self._response.length == 0)
+        self._response.close()
+
+
+class _Stream:
+    """The body of an answer that came through the client."""
+
+    def __init__(self, stream: Any) -> None:
+        # The stream itself has `read1`, which comes back with what there is; botocore's wrapper has not.
+        self._stream = stream._raw_stream
+
+    def readinto(self, into: memoryview, /) -> int:
+        block: bytes = self._stream.read1(len(into))
+        into[: len(block)] = block
+        return len(block)
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+@dataclass(frozen=True)
+class _Direct:
+    """How a client's requests are signed and sent without it."""
+
+    signer: _Signer
+    connections: _Connections
+
+
+_known: weakref.WeakKeyDictionary[Any, _Direct | None] = weakref.WeakKeyDictionary()
 _known_lock = threading.Lock()
 
 
-def _connections_of(client: Any) -> _Connections | None:
-    """The connections for a client, one set as long as it lives; None when its requests are not the usual ones."""
+def _direct_of(client: Any) -> _Direct | None:
+    """How to ask without the client, one set of connections as long as it lives; None when its requests are unusual."""
     try:
         return _known[client]
     except KeyError:
         with _known_lock:
             if client not in _known:
-                connections = _known[client] = _new_connections(client)
-                if connections is not None:
-                    weakref.finalize(client, connections.close)
+                direct = _known[client] = _new_direct(client)
+                if direct is not None:
+                    weakref.finalize(client, direct.connections.close)
             return _known[client]
 
 
-def _new_connections(client: Any) -> _Connections | None:
+def _new_direct(client: Any) -> _Direct | None:
     config = client.meta.config
     settings = {name: value for name, value in (config.s3 or {}).items() if value}
     try:
         session = client._endpoint.http_session
-        url = client.meta.endpoint_url
+        signer = client._request_signer
+        url = urlsplit(client.meta.endpoint_url)
         usual = (
-            hasattr(client, "_request_signer")
+            (signer.signature_version, signer.signing_name) == ("s3v4", "s3")
+            and signer._credentials is not None
             and settings.pop("addressing_style", None) == "path"
             and not settings
-            and urlsplit(url).path in ("", "/")
-            and session._proxy_config.proxy_url_for(url) is None
+            and url.path in ("", "/")
+            and url.username is None
+            and session._proxy_config.proxy_url_for(url.geturl()) is None
             and not session._cert_file
         )
         if not usual:
             return None
-        tls = _tls(session._verify) if url.startswith("https:") else None
+        tls = _tls(session._verify) if url.scheme == "https" else None
+        host = str(url.hostname)
+        host = f"[{host}]" if ":" in host else host
+        if url.port not in (None, 80 if tls is None else 443):
+            host = f"{host}:{url.port}"
+        signed_by = _Signer(signer._credentials, signer.region_name, host)
     except AttributeError:
         # Another botocore than those we know.
         return None
-    return _Connections(url.rstrip("/"), tls, config.connect_timeout, config.read_timeout, config.max_pool_connections)
+    return _Direct(
+        signed_by,
+        _Connections(url.geturl(), tls, config.connect_timeout, config.read_timeout, config.max_pool_connections),
+    )
 
 
 def _tls(verify: Any) -> Any:
@@ -249,26 +448,21 @@ def _tls(verify: Any) -> Any:
     return context
 
 
-def _directly(client: Any, connections: _Connections, bucket: str, key: str, headers: dict[str, str]) -> Answer | None:
-    from botocore.awsrequest import AWSRequest
+def _directly(direct: _Direct, bucket: str, key: str, headers: dict[str, str]) -> Answer | None:
     from botocore.utils import percent_encode
 
     target = f"/{bucket}/{percent_encode(key, safe='/~')}"
-    request = AWSRequest("GET", connections.endpoint_url + target, headers=headers)
-    client._request_signer.sign("GetObject", request)
-    body = connections.send(target, dict(request.headers.items()))
+    body = direct.connections.send(target, direct.signer.signed(target, headers))
+    found = body.headers
     if body.status < 300:
-        found = body.headers
         encryption = found.get("x-amz-server-side-encryption", "")
         own_key = found.get("x-amz-server-side-encryption-customer-algorithm")
         return Answer(
             body=body,
-            etag=_bare(found.get("ETag")),
-            content_range=found.get("Content-Range", ""),
-            content_type=found.get("Content-Type"),
-            metadata={
-                name[len(_METADATA) :]: value for name, value in found.items() if name.lower().startswith(_METADATA)
-            },
+            etag=_bare(found.get("etag")),
+            content_range=found.get("content-range", ""),
+            content_type=found.get("content-type"),
+            metadata={name[len(_METADATA) :]: value for name, value in found.listed if _is_metadata(name)},
             hashed_by_etag=_is_hash(own_key, encryption),
         )
     try:
@@ -277,6 +471,10 @@ def _directly(client: Any, connections: _Connections, bucket: str, key: str, hea
         raise _refusal(body)
     finally:
         body.close()
+
+
+def _is_metadata(header: str) -> bool:
+    return header.lower().startswith(_METADATA)
 
 
 def _refusal(body: _Body) -> Exception:
@@ -292,22 +490,22 @@ def _refusal(body: _Body) -> Exception:
 
 def _start_of(body: _Body) -> bytes:
     """The body of a refusal; only the start of one that is long or does not come."""
-    content = b""
+    content = memoryview(bytearray(_ERROR_BYTES))
+    size = 0
     deadline = time.monotonic() + _ERROR_S
-    while len(content) < _ERROR_BYTES and time.monotonic() < deadline:
-        block = body.read1(_ERROR_BYTES)
-        if not block:
+    while size < _ERROR_BYTES and time.monotonic() < deadline:
+        count = body.readinto(content[size:])
+        if not count:
             break
-        content += block
-    return content
+        size += count
+    return bytes(content[:size])
 
 
 def _through_client(client: Any, bucket: str, key: str, headers: dict[str, str]) -> Answer:
     arguments = {name.replace("-", ""): value for name, value in headers.items()}
     response = client.get_object(Bucket=bucket, Key=key, **arguments)
     return Answer(
-        # The stream itself has `read1`, which comes back with what there is; botocore's wrapper has not.
-        body=response["Body"]._raw_stream,
+        body=_Stream(response["Body"]),
         etag=_bare(response.get("ETag")),
         content_range=response.get("ContentRange", ""),
         content_type=response.get("ContentType"),

@@ -189,8 +189,9 @@ class Mirror:
         path = self._state_path(state.key)
         try:
             # No fsync: a record lost in a power cut reads as damaged, and the file is hashed or fetched once more.
-            with self._part() as part:
-                part.write_bytes(json.dumps(fields).encode())
+            with self._part() as (part, handle):
+                with open(handle, "wb", closefd=False) as file:
+                    file.write(json.dumps(fields).encode())
                 _move(part, path)
         except OSError as error:
             raise FileFailed(f"{path} cannot be written ({error.strerror or error}); check the disk") from error
@@ -300,10 +301,9 @@ class Mirror:
         """
         target = self.path_for(key)
         try:
-            with self._part() if identity is None else self._lasting_part(key, identity) as part:
+            with self._part() if identity is None else self._lasting_part(key, identity) as (part, handle):
                 yield part
-                with part.open("rb", buffering=0) as written:
-                    os.fsync(written.fileno())
+                os.fsync(handle)
                 # The folder is not synced: a rename lost in a power cut is a missing file, which the next run notices
                 # and fetches; a file that is there has its bytes.
                 _move(part, target)
@@ -356,34 +356,38 @@ class Mirror:
         return removed
 
     @contextmanager
-    def _part(self) -> Iterator[Path]:
+    def _part(self) -> Iterator[tuple[Path, int]]:
         # All temporary files in one place on the same disk: the tree itself never shows a half-written one.
-        directory = self.root / STATE_DIRECTORY / "parts"
-        directory.mkdir(parents=True, exist_ok=True)
-        part = directory / f"{os.getpid()}-{secrets.token_hex(8)}.part"
+        part = self.root / STATE_DIRECTORY / "parts" / f"{os.getpid()}-{secrets.token_hex(8)}.part"
+        handle = _opened(part)
         try:
-            yield part
-        finally:
+            yield part, handle
+        except BaseException:
             part.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(handle)
 
     @contextmanager
-    def _lasting_part(self, key: str, identity: str) -> Iterator[Path]:
-        directory = self.root / STATE_DIRECTORY / "parts"
-        directory.mkdir(parents=True, exist_ok=True)
+    def _lasting_part(self, key: str, identity: str) -> Iterator[tuple[Path, int]]:
         name = hashlib.sha256(f"{key}\0{identity}".encode("utf-8", "surrogatepass")).hexdigest()
-        part = directory / f"{name}.part"
-        with part.open("ab") as held:
-            if not _locked(held.fileno(), part):
+        part = self.root / STATE_DIRECTORY / "parts" / f"{name}.part"
+        handle = _opened(part)
+        try:
+            if not _locked(handle, part):
                 with self._part() as other:
                     yield other
                 return
             try:
-                yield part
-            finally:
+                yield part, handle
+            except BaseException:
+                # A file that was put in place keeps its bytes: the path is no longer that of this part.
                 with suppress(FileNotFoundError):
-                    # A file that was put in place keeps its bytes: the path is no longer that of this part.
                     if part.stat().st_size == 0:
                         part.unlink()
+                raise
+        finally:
+            os.close(handle)
 
     def _state_path(self, key: str) -> Path:
         name = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
@@ -511,6 +515,16 @@ def _move(part: Path, target: Path) -> None:
     except FileNotFoundError:
         target.parent.mkdir(parents=True, exist_ok=True)
         part.replace(target)
+
+
+def _opened(part: Path) -> int:
+    """A file to write, which is made when it is not there, and its folder with it."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    try:
+        return os.open(part, flags, 0o666)
+    except FileNotFoundError:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(part, flags, 0o666)
 
 
 def _locked(handle: int, path: Path) -> bool:

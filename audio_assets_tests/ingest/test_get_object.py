@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from audio_assets.ingest.get_object import Answer, get_object
+from audio_assets.ingest.get_object import Answer, _direct_of, get_object
 from audio_assets_tests.ingest.conftest import Bucket, plain_client
 from audio_assets_tests.ingest.faulty import FaultyServer
 
@@ -31,7 +31,8 @@ ODD_KEYS = [
 
 def read(answer: Answer) -> bytes:
     with contextlib.closing(answer.body) as body:
-        return b"".join(iter(lambda: body.read1(1000), b""))
+        into = memoryview(bytearray(1000))
+        return b"".join(iter(lambda: bytes(into[: body.readinto(into)]), b""))
 
 
 def calls_of(client: Any) -> list[str]:
@@ -138,7 +139,7 @@ def test_connections_are_used_again() -> None:
         client = client_with(url)
         for _ in range(3):
             answer = get_object(client, "bucket", "a.wav", "e")
-            ports.add(answer.body._connection.sock.getsockname()[1])  # type: ignore[attr-defined]
+            ports.add(answer.body._connection.getsockname()[1])  # type: ignore[attr-defined]
             assert read(answer) == b"sound"
         client.close()
     assert (len(asked), len(ports)) == (3, 1)
@@ -176,6 +177,161 @@ def test_a_session_token_is_sent_and_signed() -> None:
     # R2 knows no checksum trailers, and the ETag is pinned.
     assert not [name for name in headers if "checksum" in name.lower() or "trailer" in name.lower()]
     assert headers["If-Match"] == '"e"'
+
+
+@pytest.mark.parametrize("token", [None, "token"])
+@pytest.mark.parametrize(
+    "endpoint", ["https://account.r2.cloudflarestorage.com", "http://127.0.0.1:8333", "http://[::1]"]
+)
+def test_a_signature_is_the_one_that_botocore_makes(endpoint: str, token: str | None) -> None:
+    import re
+
+    from botocore.awsrequest import AWSRequest
+    from botocore.utils import percent_encode
+
+    client = client_with(endpoint, aws_session_token=token)
+    direct = _direct_of(client)
+    assert direct is not None
+    for key in ODD_KEYS:
+        target = "/bucket/" + percent_encode(key, safe="/~")
+        headers = {"If-Match": '"e"', "Range": "bytes=5-"}
+        ours = direct.signer.signed(target, headers)
+        for _ in range(2):  # the second may begin
+            theirs = AWSRequest("GET", endpoint + target, headers=headers)
+            client._request_signer.sign("GetObject", theirs)
+            if theirs.headers["X-Amz-Date"] == ours["X-Amz-Date"]:
+                break
+            ours = direct.signer.signed(target, headers)
+        signature = re.compile("Signature=.*")
+        assert signature.search(ours["Authorization"])[0] == signature.search(theirs.headers["Authorization"])[0]  # type: ignore[index]
+        assert ours["Authorization"] == theirs.headers["Authorization"]
+    client.close()
+
+
+@contextlib.contextmanager
+def saying(*answers: bytes) -> Iterator[tuple[str, list[int]]]:
+    """A server's address and the ports it was asked from; each connection gives ``answers``, byte for byte, in turn."""
+    import socket
+
+    ports: list[int] = []
+    waiting = list(answers)
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(0.05)
+    over = threading.Event()
+
+    def serve() -> None:
+        open_ones = []
+        while not over.is_set() and waiting:
+            try:
+                connection, (_, port) = listener.accept()
+            except TimeoutError:
+                continue
+            open_ones.append(connection)
+            connection.settimeout(0.5)
+            with contextlib.suppress(OSError):
+                while waiting and b"\r\n\r\n" in connection.recv(65536):
+                    ports.append(port)
+                    answer = waiting.pop(0)
+                    connection.sendall(answer)
+                    if b"HTTP/1.0" in answer or b"close" in answer:
+                        break
+            if b"HTTP/1.0" in answer or b"close" in answer:
+                connection.close()
+        over.wait(5)
+        for connection in open_ones:
+            connection.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", ports
+    finally:
+        over.set()
+        thread.join()
+        listener.close()
+
+
+HEAD = b'HTTP/1.1 200 OK\r\nETag: "e"\r\n'
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        HEAD + b"Content-Length: 5\r\n\r\nsound",
+        HEAD + b"X-Folded: a\r\n b\r\nContent-Length: 5\r\n\r\nsound",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\nso\r\n3\r\nund\r\n0\r\n\r\n",
+        HEAD + b"Content-Length: 5\r\nConnection: close\r\n\r\nsound",
+        HEAD + b"Connection: close\r\n\r\nsound",
+        HEAD.replace(b"1.1", b"1.0") + b"\r\nsound",
+        b"HTTP/1.1 100 Continue\r\n\r\n" + HEAD + b"Content-Length: 5\r\n\r\nsound",
+        HEAD + b"X-Long: " + b"x" * 20_000 + b"\r\nContent-Length: 5\r\n\r\nsound",
+    ],
+    ids=["plain", "folded", "chunked", "close", "no length", "HTTP/1.0", "after 100", "long head"],
+)
+def test_an_answer_is_understood_however_it_is_put(answer: bytes) -> None:
+    with saying(answer) as (url, _):
+        client = client_with(url)
+        got = get_object(client, "bucket", "a.wav", "e")
+        assert (got.etag, read(got)) == ("e", b"sound")
+        client.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b"SSH-2.0-OpenSSH\r\n\r\n", b"HTTP/1.1 200 OK close\r\nContent-Le", HEAD + b"close: " + b"x" * 100_000],
+    ids=["nothing", "no http", "half a head", "endless head"],
+)
+def test_what_is_no_answer_is_a_broken_connection(answer: bytes) -> None:
+    with saying(answer + b"close" * (not answer)) as (url, _):
+        client = client_with(url)
+        with pytest.raises(OSError, match=r"\S"):
+            get_object(client, "bucket", "a.wav", "e")
+        client.close()
+
+
+def test_bytes_behind_the_end_of_an_answer_are_not_taken_for_the_next_one() -> None:
+    forged = HEAD + b"Content-Length: 5\r\n\r\nother"
+    plain = HEAD + b"Content-Length: 5\r\n\r\nsound"
+    with saying(plain + forged, plain) as (url, ports):
+        client = client_with(url)
+        for _ in range(2):
+            assert read(get_object(client, "bucket", "a.wav", "e")) == b"sound"
+        client.close()
+    assert len(set(ports)) == 2
+
+
+def test_the_head_of_an_answer_may_come_in_pieces_but_not_for_ever() -> None:
+    import socket
+
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(HEAD)
+            for _ in range(100):
+                connection.sendall(b"X")
+                threading.Event().wait(0.05)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    client = client_with(f"http://127.0.0.1:{listener.getsockname()[1]}", {"read_timeout": 0.3})
+    with pytest.raises(TimeoutError, match="did not come in time"):
+        get_object(client, "bucket", "a.wav", "e")
+    client.close()
+    thread.join()
+    listener.close()
+
+
+@pytest.mark.parametrize("etag", ['e"\r\nX-Evil: 1', "e\n", "ä"])
+def test_an_etag_cannot_put_headers_into_a_request(etag: str) -> None:
+    with listening(ok) as (url, asked):
+        client = client_with(url)
+        with contextlib.suppress(Exception):
+            get_object(client, "bucket", "a.wav", etag)
+        client.close()
+    assert not any("x-evil" in name.lower() for _, headers in asked for name in headers)
 
 
 def test_an_unsigned_client_signs_nothing() -> None:
