@@ -149,17 +149,13 @@ def _once(
                 if seen != found.etag:
                     received.clear()
                     raise _RetryError(f"the bytes have MD5 {seen}, the listing says {found.etag}")
+            mtime_ns = received.date(found.last_modified)
         except _ChangedError:
             # There will be no rest to what is here.
             received.clear()
             raise
         finally:
             received.close()
-        if found.last_modified is not None:
-            # The file's time is the object's: one look at a folder then tells which of its files are untouched.
-            modified_us = (found.last_modified - EPOCH) // timedelta(microseconds=1)
-            os.utime(part, ns=(time.time_ns(), modified_us * 1000))
-        mtime_ns = part.stat().st_mtime_ns
     state = ObjectState(
         key=found.key,
         etag=found.etag,
@@ -222,6 +218,16 @@ class _Received:
         self._hash(rest)
         while rest:
             rest = rest[os.write(self._handle, rest) :]
+
+    def date(self, last_modified: datetime | None) -> int:
+        """Give the file the time of its object, if that is known; the file's time, in ns since 1970.
+
+        One look at a folder then tells which of its files are untouched.
+        """
+        if last_modified is not None:
+            modified_us = (last_modified - EPOCH) // timedelta(microseconds=1)
+            os.utime(self._handle, ns=(time.time_ns(), modified_us * 1000))
+        return os.fstat(self._handle).st_mtime_ns
 
     def clear(self) -> None:
         """Forget all of it."""

@@ -77,6 +77,7 @@ class Mirror:
     def __init__(self, root: Path, spelled_out: frozenset[str] | None = None) -> None:
         self.root = Path(root).absolute()
         self._spelled_out = spelled_out
+        self._parts = self.root / STATE_DIRECTORY / "parts"
 
     @property
     def spelled_out(self) -> frozenset[str]:
@@ -333,7 +334,7 @@ class Mirror:
     def parts_bytes(self) -> int:
         """Bytes of downloads under way, and of broken ones."""
         total = 0
-        for part in (self.root / STATE_DIRECTORY / "parts").glob("*.part"):
+        for part in self._parts.glob("*.part"):
             with suppress(FileNotFoundError):
                 total += part.stat().st_size
         return total
@@ -346,7 +347,7 @@ class Mirror:
         """Remove what interrupted downloads left behind more than a day ago; returns how many."""
         removed = 0
         oldest = time.time() - _STALE_PART_S
-        for part in (self.root / STATE_DIRECTORY / "parts").glob("*.part"):
+        for part in self._parts.glob("*.part"):
             try:
                 if part.stat().st_mtime < oldest:
                     part.unlink()
@@ -358,7 +359,7 @@ class Mirror:
     @contextmanager
     def _part(self) -> Iterator[tuple[Path, int]]:
         # All temporary files in one place on the same disk: the tree itself never shows a half-written one.
-        part = self.root / STATE_DIRECTORY / "parts" / f"{os.getpid()}-{secrets.token_hex(8)}.part"
+        part = self._parts / f"{os.getpid()}-{secrets.token_hex(8)}.part"
         handle = _opened(part)
         try:
             yield part, handle
@@ -371,7 +372,7 @@ class Mirror:
     @contextmanager
     def _lasting_part(self, key: str, identity: str) -> Iterator[tuple[Path, int]]:
         name = hashlib.sha256(f"{key}\0{identity}".encode("utf-8", "surrogatepass")).hexdigest()
-        part = self.root / STATE_DIRECTORY / "parts" / f"{name}.part"
+        part = self._parts / f"{name}.part"
         handle = _opened(part)
         try:
             if not _locked(handle, part):

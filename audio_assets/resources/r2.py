@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -12,6 +13,14 @@ from pydantic import Field
 from audio_assets import settings
 from audio_assets.errors import SettingsError
 from audio_assets.ingest.remote_errors import settings_error, translated
+
+
+@cache
+def _service_models() -> Any:
+    """What botocore knows of services, for all clients: reading it is most of what making a client takes."""
+    import botocore.session
+
+    return botocore.session.Session().get_component("data_loader")
 
 
 class R2Resource(S3Resource):
@@ -108,6 +117,7 @@ class R2Resource(S3Resource):
             SettingsError: a setting is missing or malformed; the message names its variable.
         """
         import boto3
+        import botocore.session
         from botocore import UNSIGNED
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
@@ -128,7 +138,9 @@ class R2Resource(S3Resource):
                 "aws_session_token": self.aws_session_token,
             }
         try:
-            return boto3.session.Session(profile_name=self.profile_name).client(
+            session = botocore.session.Session()
+            session.register_component("data_loader", _service_models())
+            return boto3.session.Session(botocore_session=session, profile_name=self.profile_name).client(
                 "s3",
                 endpoint_url=endpoint,
                 region_name=self.region_name,
