@@ -36,6 +36,7 @@ _ERROR_BYTES = 64 * 1024
 _ERROR_S = 30.0
 # Metadata of an object has at most 2 kB in S3, 8 kB in R2.
 _HEAD_BYTES = 64 * 1024
+_FRAMING = frozenset({"transfer-encoding", "content-encoding", "connection"})
 _USUAL = re.compile(r"HTTP/1\.1 (20[06])(?: .*)?")
 
 
@@ -238,6 +239,8 @@ def _usual_head(head: bytes) -> tuple[int, _Headers, int] | None:
     """Status, headers and length of an answer 200 or 206 of known length; None for any other."""
     first, *lines = head.decode("latin-1").split("\r\n")
     status = _USUAL.fullmatch(first)
+    if status is None:
+        return None
     headers: list[tuple[str, str]] = []
     for line in lines:
         name, colon, value = line.partition(":")
@@ -246,19 +249,29 @@ def _usual_head(head: bytes) -> tuple[int, _Headers, int] | None:
         headers.append((name, value.strip(" \t")))
     found = _Headers(headers)
     length = found.get("content-length", "")
-    lengths = sum(name.lower() == "content-length" for name, _ in headers)
-    odd = found.keys() & {"transfer-encoding", "content-encoding", "connection"}
-    if status is None or lengths != 1 or odd or not (length.isascii() and length.isdigit()):
+    # Which of two lengths counts, or a length with chunks, is what servers and proxies have been tricked with.
+    if found.is_odd or not (length.isascii() and length.isdigit()):
         return None
     return int(status[1]), found, int(length)
 
 
 class _Headers(dict[str, str]):
-    """Headers by their names in lower case, the first of several; and `listed`, as they came."""
+    """Headers by their names in lower case, the first of several; `listed` has them as they came."""
 
     def __init__(self, listed: list[tuple[str, str]]) -> None:
         super().__init__((name.lower(), value) for name, value in reversed(listed))
         self.listed = listed
+
+    @property
+    def is_odd(self) -> bool:
+        """Whether some are named twice, or say that the body is not simply what follows."""
+        return len(self) != len(self.listed) or not _FRAMING.isdisjoint(self)
+
+    def metadata(self) -> dict[str, str]:
+        """The object's own metadata, names as they came."""
+        if not any(name.startswith(_METADATA) for name in self):
+            return {}
+        return {name[len(_METADATA) :]: value for name, value in self.listed if name.lower().startswith(_METADATA)}
 
 
 class _Came(io.RawIOBase):
@@ -337,7 +350,7 @@ class _OddBody(_Body):
     def __init__(
         self, connections: _Connections, connection: socket.socket, response: http.client.HTTPResponse
     ) -> None:
-        super().__init__(connections, connection, response.status, _Headers(response.headers.items()), 0, b"")
+        super().__init__(connections, connection, response.status, _Headers(list(response.headers.items())), 0, b"")
         self._response = response
         # Of a body in chunks or up to the end of the connection nothing is left to reuse.
         self._reusable = response.length is not None and not response.will_close
@@ -462,7 +475,7 @@ def _directly(direct: _Direct, bucket: str, key: str, headers: dict[str, str]) -
             etag=_bare(found.get("etag")),
             content_range=found.get("content-range", ""),
             content_type=found.get("content-type"),
-            metadata={name[len(_METADATA) :]: value for name, value in found.listed if _is_metadata(name)},
+            metadata=found.metadata(),
             hashed_by_etag=_is_hash(own_key, encryption),
         )
     try:
@@ -471,10 +484,6 @@ def _directly(direct: _Direct, bucket: str, key: str, headers: dict[str, str]) -
         raise _refusal(body)
     finally:
         body.close()
-
-
-def _is_metadata(header: str) -> bool:
-    return header.lower().startswith(_METADATA)
 
 
 def _refusal(body: _Body) -> Exception:

@@ -78,6 +78,7 @@ class Mirror:
         self.root = Path(root).absolute()
         self._spelled_out = spelled_out
         self._parts = self.root / STATE_DIRECTORY / "parts"
+        self._objects = self.root / STATE_DIRECTORY / "objects"
 
     @property
     def spelled_out(self) -> frozenset[str]:
@@ -392,7 +393,7 @@ class Mirror:
 
     def _state_path(self, key: str) -> Path:
         name = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
-        return self.root / STATE_DIRECTORY / "objects" / name[:2] / f"{name}.json"
+        return self._objects / f"{name[:2]}/{name}.json"
 
     def _audio_files(self, prefix: str) -> Iterator[Path]:
         folder, slash, _ = prefix.rpartition("/")
@@ -512,7 +513,7 @@ def _sha256(path: Path) -> str:
 
 def _move(part: Path, target: Path) -> None:
     try:
-        part.replace(target)
+        os.replace(part, target)  # noqa: PTH105  `Path.replace` makes a path once more
     except FileNotFoundError:
         target.parent.mkdir(parents=True, exist_ok=True)
         part.replace(target)
