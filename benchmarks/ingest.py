@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ PAGE_KEYS = 1_000
 PAGE_DELAY_S = 0.04
 """What a server some way off takes to answer, as for the downloads."""
 
-WORKERS = 32
+WORKERS = 64
 
 
 def result(name: str, value: float | None, unit: str, goal: float, met: bool, note: str = "") -> Result:
@@ -196,31 +196,91 @@ def changes(options: argparse.Namespace) -> list[Result]:
 
 
 def proxy_child(upstream_port: int) -> None:
-    """In a process of its own: a TCP proxy whose requests, connecting included, take `PAGE_DELAY_S` longer."""
-    import asyncio
+    """In a process of its own: a TCP proxy whose requests, connecting included, take `PAGE_DELAY_S` longer.
 
-    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay_s: float) -> None:
-        try:
-            while block := await reader.read(1 << 18):
-                if delay_s:
-                    await asyncio.sleep(delay_s)
-                writer.write(block)
-                await writer.drain()
-        except ConnectionError:
-            pass
-        finally:
-            writer.close()
+    Answers go from socket to socket in the kernel: the proxy shall not be what is measured.
+    """
+    import heapq
+    import selectors
+    import socket
+    from fcntl import fcntl
 
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", upstream_port)
-        await asyncio.gather(copy(reader, up_writer, PAGE_DELAY_S), copy(up_reader, writer, 0.0))
+    nonblocking, set_pipe_size, pipe_bytes = 2, 1031, 1 << 20  # of Linux: splice(2) and fcntl(2)
+    selector = selectors.DefaultSelector()
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    print(listener.getsockname()[1], flush=True)
 
-    async def serve() -> None:
-        server = await asyncio.start_server(connected, "127.0.0.1", 0, limit=1 << 20)
-        print(server.sockets[0].getsockname()[1], flush=True)
-        await server.serve_forever()
+    class Link:
+        def __init__(self, client: socket.socket) -> None:
+            self.client, self.server = client, socket.create_connection(("127.0.0.1", upstream_port))
+            for end in (self.client, self.server):
+                end.setblocking(False)
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                selector.register(end, selectors.EVENT_READ, self)
+            self.out, self.into = os.pipe()
+            fcntl(self.into, set_pipe_size, pipe_bytes)
+            self.held, self.draining, self.is_open = 0, False, True
 
-    asyncio.run(serve())
+        def answer(self) -> bool:
+            """Pass on what there is of the answer; False at its end."""
+            try:
+                if not self.held:
+                    self.held = os.splice(self.server.fileno(), self.into, pipe_bytes, flags=nonblocking)
+                    if not self.held:
+                        return False
+                while self.held:
+                    self.held -= os.splice(self.out, self.client.fileno(), self.held, flags=nonblocking)
+            except BlockingIOError:
+                pass
+            if self.draining != bool(self.held):
+                # While the client cannot take more nothing more is fetched for it.
+                self.draining = bool(self.held)
+                waits_for = selectors.EVENT_WRITE if self.draining else 0
+                selector.modify(self.client, selectors.EVENT_READ | waits_for, self)
+                if self.draining:
+                    selector.unregister(self.server)
+                else:
+                    selector.register(self.server, selectors.EVENT_READ, self)
+            return True
+
+        def close(self) -> None:
+            self.is_open = False
+            for end in (self.client, self.server):
+                if end.fileno() in selector.get_map():
+                    selector.unregister(end)
+                end.close()
+            os.close(self.out)
+            os.close(self.into)
+
+    selector.register(listener, selectors.EVENT_READ, None)
+    late: list[tuple[float, int, Link, bytes]] = []
+    number = 0
+    while True:
+        for ready, what in selector.select(max(0.0, late[0][0] - time.monotonic()) if late else None):
+            link = ready.data
+            if link is None:
+                Link(listener.accept()[0])
+                continue
+            if not link.is_open:
+                continue
+            try:
+                goes_on = True
+                if ready.fileobj is link.server or what & selectors.EVENT_WRITE:
+                    goes_on = link.answer()
+                if goes_on and ready.fileobj is link.client and what & selectors.EVENT_READ:
+                    request = link.client.recv(1 << 16)
+                    goes_on = bool(request)
+                    number += 1
+                    heapq.heappush(late, (time.monotonic() + PAGE_DELAY_S, number, link, request))
+            except OSError:
+                goes_on = False
+            if not goes_on:
+                link.close()
+        while late and late[0][0] <= time.monotonic():
+            _, _, link, request = heapq.heappop(late)
+            if link.is_open:
+                with suppress(OSError):
+                    link.server.sendall(request)
 
 
 def downloads(options: argparse.Namespace) -> list[Result]:
