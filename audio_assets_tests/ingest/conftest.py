@@ -10,8 +10,22 @@ from typing import Any
 import pytest
 
 from audio_assets.demo_server import WeedServer
+from audio_assets.ingest.get_object import Answer, get_object
 from audio_assets.ingest.mirror import Mirror
 from audio_assets_tests.ingest.faulty import FaultyServer
+
+
+@pytest.fixture
+def fetches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Grows by the key of each object that a download asks for."""
+    asked: list[str] = []
+
+    def noted(client: Any, bucket: str, key: str, *arguments: Any) -> Answer:
+        asked.append(key)
+        return get_object(client, bucket, key, *arguments)
+
+    monkeypatch.setattr("audio_assets.ingest.download.get_object", noted)
+    return asked
 
 
 @pytest.fixture

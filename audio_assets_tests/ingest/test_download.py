@@ -242,15 +242,16 @@ def test_an_object_deleted_after_the_listing_is_gone(bucket: Bucket, mirror: Mir
 
 
 def test_an_object_that_keeps_changing_is_left_for_the_next_run(
-    faulty: FaultyServer, faulty_client: Any, mirror: Mirror
+    faulty: FaultyServer, faulty_client: Any, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faulty.put(KEY, CONTENT)
     found = listed(faulty)
 
-    def overwrite(**_: Any) -> None:
+    def overwritten(*arguments: Any) -> Answer:
         faulty.put(KEY, faulty.objects[KEY] + b"more")
+        return get_object(*arguments)
 
-    faulty_client.meta.events.register("before-sign.s3.GetObject", overwrite)
+    monkeypatch.setattr("audio_assets.ingest.download.get_object", overwritten)
     with pytest.raises(FileFailed, match="keeps changing"):
         fetch(faulty_client, found, mirror)
     assert faulty.requests == [("GET", KEY), ("HEAD", KEY), ("GET", KEY)]

@@ -52,7 +52,11 @@ def test_nothing_new_is_one_listing_and_leaves_the_file_alone(
             return made
 
         monkeypatch.setattr(R2Resource, "get_client", counting)
-        again, metadata = materialize(instance)
+        from audio_assets.ingest import download
+
+        with monkeypatch.context() as forbidding:
+            forbidding.setattr(download, "get_object", lambda *_: pytest.fail("an object was fetched again"))
+            again, metadata = materialize(instance)
         assert len(sent) == 1 and "list-type=2" in sent[0]
         assert again == first
         assert (file.stat().st_ino, file.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
