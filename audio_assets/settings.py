@@ -262,9 +262,21 @@ def secure_url(url: str, variable: str) -> str:
         parts, port = urlsplit(""), None
     if not parts.hostname or port == 0 or parts.username is not None:
         raise SettingsError(f"{variable} is not an address; it looks like https://example.com/path")
+    require_secure(url, variable)
+    return url.strip().rstrip("/")
+
+
+def require_secure(url: str, variable: str) -> None:
+    """Make sure that an address with a host is https, or http to this machine, and holds no password.
+
+    Raises:
+        SettingsError: it is not; the message leaves out the address, which may hold a secret.
+    """
+    parts = urlsplit(url.strip())
+    if parts.username is not None:
+        raise SettingsError(f"{variable} has a user or a password in it; keys have variables of their own")
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK):
         raise SettingsError(f"{variable} is not https; plain http is for this machine alone (127.0.0.1)")
-    return url.strip().rstrip("/")
 
 
 def require(value: object | None, variable: str, purpose: str) -> str:

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dagster import ConfigurableResource
+from dagster import ConfigurableResource, InitResourceContext
 from pydantic import Field
 
 from audio_assets import settings
 from audio_assets.errors import AudioAssetsError, SettingsError
+from audio_assets.resources.run_config import refuse_in_run_config
 from audio_assets.resources.web import NoAnswerError, post_json
 
 BATCH_SIZE = 100
@@ -65,6 +66,17 @@ class EventQueueResource(ConfigurableResource):  # type: ignore[type-arg]
         default=60.0, gt=0, description="Seconds until a message that was not acknowledged is handed out again."
     )
     timeout_s: float = Field(default=10.0, gt=0, description="Seconds for one request.")
+
+    def setup_for_execution(self, context: InitResourceContext) -> None:
+        """Refuse a run that would send the token elsewhere.
+
+        Raises:
+            SettingsError: the run's configuration says where the queue is, or has a token.
+        """
+        refuse_in_run_config(
+            context,
+            {"base_url": "CLOUDFLARE_BASE_URL", "account_id": "R2_ACCOUNT_ID", "api_token": "CLOUDFLARE_API_TOKEN"},
+        )
 
     def configured(self) -> bool:
         """Whether a queue is named at all."""

@@ -7,12 +7,25 @@ from functools import cache
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from dagster import InitResourceContext
 from dagster_aws.s3 import S3Resource
 from pydantic import Field
 
 from audio_assets import settings
 from audio_assets.errors import SettingsError
 from audio_assets.ingest.remote_errors import settings_error, translated
+from audio_assets.resources.run_config import refuse_in_run_config
+
+_NOT_OF_A_RUN = {
+    "endpoint_url": "R2_ENDPOINT_URL",
+    "account_id": "R2_ACCOUNT_ID",
+    "aws_access_key_id": "R2_ACCESS_KEY_ID",
+    "aws_secret_access_key": "R2_SECRET_ACCESS_KEY",
+    "aws_session_token": "R2_SECRET_ACCESS_KEY",
+    "profile_name": "AWS_PROFILE",
+    "use_ssl": "R2_ENDPOINT_URL",
+    "verify": "R2_ENDPOINT_URL",
+}
 
 
 @cache
@@ -66,6 +79,14 @@ class R2Resource(S3Resource):
     connect_timeout_s: float = Field(default=10.0, description="Seconds to wait for a connection.")
     read_timeout_s: float = Field(default=60.0, description="Seconds to wait for each read.")
 
+    def setup_for_execution(self, context: InitResourceContext) -> None:
+        """Refuse a run that would send the credentials elsewhere.
+
+        Raises:
+            SettingsError: the run's configuration says where the bucket is, or how it is to be reached.
+        """
+        refuse_in_run_config(context, _NOT_OF_A_RUN)
+
     def get_object_to_set_on_execution_context(self) -> Any:
         """The resource itself: a client would need settings that a run without ingestion has not got."""
         return self
@@ -82,7 +103,8 @@ class R2Resource(S3Resource):
         """The endpoint, without a trailing slash or the bucket's name.
 
         Raises:
-            SettingsError: no endpoint and no account id is set, or the endpoint is not an http address.
+            SettingsError: no endpoint and no account id is set, or the endpoint is no https address (http is for this
+                machine).
         """
         configured = settings.load()
         # What is given in code or run configuration goes before the environment, whichever of the two it is.
@@ -100,6 +122,7 @@ class R2Resource(S3Resource):
             raise SettingsError(
                 f"R2_ENDPOINT_URL {url!r} is not an address; it looks like https://….r2.cloudflarestorage.com"
             )
+        settings.require_secure(url, "R2_ENDPOINT_URL")
         # Cloudflare's dashboard shows the address with the bucket at its end.
         path = parts.path.rstrip("/")
         if path and path == f"/{self.bucket or configured.r2_bucket}":

@@ -8,11 +8,12 @@ from dataclasses import replace
 from datetime import date
 from typing import Any
 
-from dagster import ConfigurableResource
+from dagster import ConfigurableResource, InitResourceContext
 from pydantic import Field
 
 from audio_assets import settings
 from audio_assets.errors import SettingsError
+from audio_assets.resources.run_config import refuse_in_run_config
 from audio_assets.speech import capabilities
 from audio_assets.speech.cache import TranscriptCache
 from audio_assets.speech.capabilities import CAPABILITIES
@@ -98,6 +99,14 @@ class WhisperResource(ConfigurableResource):  # type: ignore[type-arg]
     deadline_s: float = Field(
         default=120.0, gt=0, description="Seconds a request may take beyond the length of its audio (openai engine)."
     )
+
+    def setup_for_execution(self, context: InitResourceContext) -> None:
+        """Refuse a run that would send the key and the recordings elsewhere.
+
+        Raises:
+            SettingsError: the run's configuration says where the endpoint is, or has a key.
+        """
+        refuse_in_run_config(context, {"base_url": "OPENAI_BASE_URL", "api_key": "OPENAI_API_KEY"})
 
     def engine_name(self) -> str:
         """``local`` or ``openai``: what `create_engine` will make."""

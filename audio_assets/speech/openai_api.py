@@ -14,7 +14,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from audio_assets import settings
 from audio_assets.errors import FileDeferred, FileError, FileFailed, SettingsError
 from audio_assets.speech import capabilities
 from audio_assets.speech.cache import TranscriptCache
@@ -51,6 +52,9 @@ ENGINE_VERSION = 2
 
 _FORM_BYTES = 65_536
 """Room for everything in a request that is not audio."""
+
+_ANSWER_BYTES = 32 << 20
+"""Ten minutes of fast speech are some 100 kB of text, and less than 5 MB with every word timed."""
 
 _SHORTEST_S = 2.0
 """A refusal of less than this is not about its size."""
@@ -188,11 +192,18 @@ class _Link:
                 # A fresh connection for each request: on one that is used again, an answer delivered twice would be
                 # taken for the answer to the next request, and one that the server has dropped costs an attempt.
                 limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
+                # The SDK would follow a redirection, and send the recording along.
+                http_client = DefaultAsyncHttpxClient(
+                    limits=limits,
+                    follow_redirects=False,
+                    headers={"Accept-Encoding": "identity"},
+                    event_hooks={"request": [_in_one_piece], "response": [_of_bounded_size]},
+                )
                 self._client = AsyncOpenAI(
                     api_key=self._options.api_key or "none",
                     base_url=self._options.base_url,
                     max_retries=0,
-                    http_client=DefaultAsyncHttpxClient(limits=limits, event_hooks={"request": [_in_one_piece]}),
+                    http_client=http_client,
                 )
                 # Imported by the SDK at first use, which would hold up the first requests.
                 _ = self._client.audio.transcriptions
@@ -249,6 +260,8 @@ class OpenAIEngine:
             )
         if options.base_url and (urlsplit(options.base_url).scheme not in ("http", "https") or not _host(options)):
             raise SettingsError(f"OPENAI_BASE_URL {options.base_url!r} is not an http(s) address; correct or unset it")
+        if options.base_url:
+            settings.require_secure(options.base_url, "OPENAI_BASE_URL")
         able = capabilities.of(options.model)
         if options.price_usd_per_minute is not None:
             able = replace(able, price_usd_per_minute=options.price_usd_per_minute, tokens=None)
@@ -491,7 +504,7 @@ class OpenAIEngine:
             cause = error.__cause__ or error
             unreached = type(cause).__name__ in ("ConnectError", "ConnectTimeout")
             raise _TransientError(
-                f"connection {'refused' if unreached else 'lost'} ({_short(cause)})",
+                f"connection {'refused' if unreached else 'lost'} ({self._short(cause)})",
                 unreached=unreached,
                 unanswered=not unreached,
             ) from error
@@ -499,7 +512,7 @@ class OpenAIEngine:
             self._link.answered = True
             raise self._status_error(error, audio, started) from error
         except openai.OpenAIError as error:
-            raise _TransientError(f"unusable answer ({_short(error)})", unanswered=True) from error
+            raise _TransientError(f"unusable answer ({self._short(error)})", unanswered=True) from error
         self._link.answered = True
         self._link.pace.accepted(started, response.headers)
         request.request_id = response.headers.get("x-request-id") or request.request_id
@@ -554,7 +567,12 @@ class OpenAIEngine:
 
         status = int(error.status_code)
         code = str(getattr(error, "code", None) or "")
-        reason = f"answers {status}: {_short(error)}"
+        reason = f"answers {status}: {self._short(error)}"
+        if 300 <= status < 400:
+            return self._dooms(
+                f"OPENAI_BASE_URL is wrong: {self._where} answers {status} and points elsewhere, where neither key nor "
+                "recordings are sent; set the address of the API itself"
+            )
         if status == 401:
             return self._dooms(f"OPENAI_API_KEY is refused: {self._where} {reason}; set a valid key")
         if status == 403:
@@ -606,10 +624,10 @@ class OpenAIEngine:
         except ValueError:
             kind = content_type.split(";")[0] or "no content type"
             raise _TransientError(
-                f"answers 200 with {kind} that is not JSON: {_quote(body)}", unanswered=True
+                f"answers 200 with {kind} that is not JSON: {self._quote(body)}", unanswered=True
             ) from None
         if not isinstance(answer, dict) or not isinstance(answer.get("text"), str):
-            raise _TransientError(f"answers 200 without a text: {_quote(body)}", unanswered=True)
+            raise _TransientError(f"answers 200 without a text: {self._quote(body)}", unanswered=True)
         return answer
 
     def _read(self, answer: dict[str, Any], duration_s: float, body: bytes) -> ClipResult:
@@ -618,7 +636,9 @@ class OpenAIEngine:
         segments = _segments(answer, duration_s) if self.capabilities.segments else None
         if segments is None:
             if self.capabilities.segments and answer.get("segments"):
-                raise _TransientError(f"answers 200 with segments that cannot be read: {_quote(body)}", unanswered=True)
+                raise _TransientError(
+                    f"answers 200 with segments that cannot be read: {self._quote(body)}", unanswered=True
+                )
             ratio = compression_ratio(text)
             segments = [Segment(0.0, duration_s, text, _mean_logprob(answer), None, ratio)] if text else []
         return ClipResult(
@@ -646,10 +666,45 @@ class OpenAIEngine:
     def _where(self) -> str:
         return _host(self.options) or "api.openai.com"
 
+    def _short(self, error: BaseException) -> str:
+        return " ".join(self._without_key(str(error)).split())[:_QUOTE] or type(error).__name__
+
+    def _quote(self, body: bytes) -> str:
+        return repr(self._without_key(body[: 4 * _QUOTE].decode("utf-8", "replace"))[:_QUOTE])
+
+    def _without_key(self, text: str) -> str:
+        """A server may repeat in an answer what it was sent."""
+        return text.replace(self.options.api_key, "***") if self.options.api_key else text
+
 
 async def _in_one_piece(request: Any) -> None:
     """Join a form before it is sent: field by field it takes a dozen writes, which cost more than all the rest."""
     await request.aread()
+
+
+async def _of_bounded_size(response: Any) -> None:
+    """Read no more of an answer than any transcript has: a server that goes on for ever would fill the memory."""
+    import httpx2
+
+    encoding = response.headers.get("content-encoding", "identity").lower()
+    if encoding != "identity":
+        # A few packed bytes may stand for gigabytes.
+        raise httpx2.DecodingError(f"the answer is packed ({encoding[:20]}), which was not asked for")
+    whole = response.stream
+
+    class Bounded(httpx2.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            came = 0
+            async for block in whole:
+                came += len(block)
+                if came > _ANSWER_BYTES:
+                    raise httpx2.DecodingError(f"the answer is longer than {_ANSWER_BYTES} bytes")
+                yield block
+
+        async def aclose(self) -> None:
+            await whole.aclose()
+
+    response.stream = Bounded()
 
 
 def _host(options: OpenAIOptions) -> str:
@@ -737,11 +792,3 @@ def _number(value: Any) -> float | None:
 
 def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
-
-
-def _quote(body: bytes) -> str:
-    return repr(body[: 4 * _QUOTE].decode("utf-8", "replace")[:_QUOTE])
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:_QUOTE] or type(error).__name__

@@ -510,7 +510,12 @@ class _DuckdbSink:
         path.unlink()  # DuckDB does not take an empty file for a database
         self._connection = duckdb.connect(
             str(path),
-            config={"storage_compatibility_version": DUCKDB_STORAGE_VERSION, "memory_limit": "192MB", "threads": 1},
+            config={
+                "storage_compatibility_version": DUCKDB_STORAGE_VERSION,
+                "memory_limit": "192MB",
+                "threads": 1,
+                "enable_external_access": False,
+            },
         )
         columns = ", ".join(f"{quoted(f.name)} {sql_type(f.type)}" for f in schema)
         self._connection.execute(f"CREATE TABLE corpus ({columns})")

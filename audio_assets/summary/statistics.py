@@ -172,7 +172,7 @@ def in_memory(**tables: pa.Table) -> Iterator[duckdb.DuckDBPyConnection]:
     import duckdb
 
     # Two threads: a prefix is small, and other partitions may be summarized beside it.
-    with duckdb.connect(":memory:", config={"threads": 2}) as connection:
+    with duckdb.connect(":memory:", config={"threads": 2, "enable_external_access": False}) as connection:
         for name, table in tables.items():
             connection.register(name, table)
         yield connection

@@ -351,3 +351,34 @@ def test_nothing_is_left_beside_the_database_when_nobody_uses_it(store: Partitio
     warehouse.rebuild()
     beside = {p.name for p in warehouse.path.parent.iterdir()} - {"tables"}
     assert beside <= {"warehouse.duckdb", "warehouse.duckdb.lock", ".warehouse.duckdb.requests"}
+
+
+def test_what_stands_in_the_database_reaches_no_other_file(
+    store: PartitionStore, warehouse: Warehouse, tmp_path: Path
+) -> None:
+    """Somebody may have put a view of theirs into it, and words of a transcript may be read as SQL one day."""
+    secret = tmp_path / "secret.csv"
+    secret.write_text("word\ncanary\n")
+    warehouse.refresh()
+    with duckdb.connect(str(warehouse.path)) as stranger:
+        stranger.execute(f"CREATE VIEW trap AS SELECT * FROM read_csv('{secret}')")
+        assert stranger.execute("FROM trap").fetchall() == [("canary",)]
+    tries = (
+        "FROM trap",
+        f"FROM '{secret}'",
+        f"COPY (SELECT 1) TO '{tmp_path / 'written'}'",
+        f"ATTACH '{tmp_path / 'other.duckdb'}'",
+        "INSTALL httpfs",
+        "SET enable_external_access = true",
+    )
+    with warehouse.connect() as reader:
+        for sql in tries:
+            with pytest.raises(duckdb.Error, match=r"disabled|Cannot|does not exist"):
+                reader.execute(sql)
+    with module._database(warehouse.path, time.monotonic() + 5) as writer:
+        for sql in tries:
+            with pytest.raises(duckdb.Error, match=r"disabled|Cannot|does not exist"):
+                writer.execute(sql)
+    assert not (tmp_path / "written").exists() and not (tmp_path / "other.duckdb").exists()
+    store.write(TRANSCRIPTS, transcripts("a/", {"a/1": "x"}), "a")
+    assert warehouse.refresh().loaded == 1
