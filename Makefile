@@ -3,10 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 SPEECH ?= speech
 PORT ?= 3000
+SECONDS ?= 60
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow-test faults lint dev lock clean bench-storage bench-speech bench-api bench-text bench-ingest bench-report api-test
+.PHONY: help demo test slow-test faults fuzz audit lint dev lock clean bench-storage bench-speech bench-api bench-text bench-ingest bench-report api-test
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -22,6 +23,12 @@ slow-test: .venv/.slow-test ## the tests that take minutes
 
 faults: .venv/.slow-test ## the fault campaign: what was tried, what survived (an hour)
 	FAULT_BLOWS=10 SOAK_OBJECTS=20000 $(BIN)/python -m audio_assets_tests.faults.campaign
+
+fuzz: .venv/.fuzz ## fuzz what reads strangers' bytes, SECONDS=60 for each of four readers
+	$(BIN)/python -m audio_assets_tests.fuzz $(SECONDS)
+
+audit: .venv-audit/.done ## known vulnerabilities of what the lock files name
+	.venv-audit/bin/python .ci/audit.py
 
 api-test: .venv/.dev .venv-api/.done ## the API engine against real OpenAI-compatible servers
 	$(BIN)/pytest -m "slow or not slow" audio_assets_tests/speech/test_real_servers.py
@@ -67,9 +74,13 @@ lock: ## refresh the hash-locked requirements (needs uv)
 		--group api-test -o requirements-api-test.txt
 	uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header \
 		--group slow-test -o requirements-slow-test.txt
+	uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header \
+		--group fuzz -o requirements-fuzz.txt
+	uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header \
+		--group audit -o requirements-audit.txt
 
-clean: ## remove .venv and .venv-api; data/ stays
-	rm -rf .venv .venv-api build *.egg-info
+clean: ## remove what was installed and found; data/ stays
+	rm -rf .venv .venv-api .venv-audit fuzz-corpus fuzz-findings build *.egg-info
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -95,6 +106,15 @@ clean: ## remove .venv and .venv-api; data/ stays
 
 .venv/.slow-test: .venv/.dev requirements-slow-test.txt
 	@$(PIP_INSTALL) --require-hashes -r requirements-slow-test.txt
+	@touch $@
+
+.venv/.fuzz: .venv/.dev requirements-fuzz.txt
+	@$(PIP_INSTALL) --require-hashes -r requirements-fuzz.txt
+	@touch $@
+
+.venv-audit/.done: requirements-audit.txt
+	@$(PYTHON) -m venv .venv-audit
+	@.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-audit.txt
 	@touch $@
 
 # The servers keep to themselves: they pin a web stack of their own.

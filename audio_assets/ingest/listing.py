@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
+from audio_assets.errors import AudioAssetsError
 from audio_assets.ingest.pages import Page, list_pages
 from audio_assets.partitions import partition_key_for, prefix_of
 
@@ -72,7 +73,11 @@ def list_objects(
 
 
 def objects_of(page: Page, wants: Callable[[str], bool] = is_audio) -> Iterator[RemoteObject]:
-    """The objects of a page whose keys are wanted."""
+    """The objects of a page whose keys are wanted.
+
+    Raises:
+        AudioAssetsError: the time of one cannot be read.
+    """
     for key, etag, size, modified in zip(page.keys, page.etags, page.sizes, page.modified, strict=True):
         if wants(key):
             yield RemoteObject(key, etag, size, _time(modified))
@@ -120,5 +125,8 @@ def _time(text: str) -> datetime:
     except ValueError:
         from botocore.utils import parse_timestamp
 
-        found = parse_timestamp(text)
+        try:
+            found = parse_timestamp(text)
+        except (ValueError, OverflowError, RuntimeError, OSError):
+            raise AudioAssetsError(f"the listing has a time that is none, {text[:40]!r}; try again") from None
     return found.replace(tzinfo=timezone.utc) if found.tzinfo is None else found

@@ -132,7 +132,17 @@ def parse_page(body: bytes) -> Page | None:
         token = root.findtext(space + "NextContinuationToken")
         if not token:
             raise AudioAssetsError("the server ended the listing half-way: it names no next page; try again")
-    return Page(keys, [etag.strip('"') for etag in etags], [int(size) for size in sizes], modified, folders, token)
+    return Page(keys, [etag.strip('"') for etag in etags], _numbers(sizes), modified, folders, token)
+
+
+def _numbers(sizes: list[str]) -> list[int]:
+    try:
+        numbers = [int(size) for size in sizes]
+    except ValueError:
+        numbers = [-1]
+    if min(numbers, default=0) < 0:
+        raise AudioAssetsError("a page of the listing has a size that is none; try again")
+    return numbers
 
 
 def _unquoted(texts: list[str]) -> list[str]:

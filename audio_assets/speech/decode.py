@@ -123,6 +123,8 @@ class AudioStream:
             if not self._container.streams.audio:
                 raise InvalidAudio("holds no audio stream")
             stream = self._container.streams.audio[0]
+            if stream.codec_context is None:
+                raise InvalidAudio("its audio codec is unknown")
             self.header_duration_s = _header_duration(self._container, stream)
             if self._split:
                 self.channels = max(1, int(stream.channels))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from audio_assets.errors import AudioAssetsError
+from audio_assets.ingest.listing import objects_of
 from audio_assets.ingest.pages import list_pages, parse_page
 from audio_assets_tests.ingest.conftest import Bucket, plain_client
 from audio_assets_tests.ingest.faulty import FaultyServer
@@ -82,6 +83,9 @@ def test_a_client_that_listed_pages_still_answers_others_with_dictionaries(bucke
         thread.join()
 
 
+ENTRY = (
+    "<Contents><Key>a</Key><ETag>e</ETag><Size>{}</Size><LastModified>2026-01-02T03:04:05Z</LastModified></Contents>"
+)
 PAGE = "<ListBucketResult><IsTruncated>{}</IsTruncated>{}</ListBucketResult>"
 
 
@@ -91,6 +95,8 @@ PAGE = "<ListBucketResult><IsTruncated>{}</IsTruncated>{}</ListBucketResult>"
         (PAGE.format("true", ""), "ended the listing half-way"),
         (PAGE.format("true", "<NextContinuationToken>same</NextContinuationToken>"), "goes in circles"),
         (PAGE.format("false", "<Contents><Key>a.wav</Key></Contents>"), "without key, ETag, size or time"),
+        (PAGE.format("false", ENTRY.format("409+")), "a size that is none"),
+        (PAGE.format("false", ENTRY.format("-1")), "a size that is none"),
     ],
 )
 def test_a_listing_that_is_not_whole_is_an_error_and_never_taken_for_all_there_is(
@@ -99,6 +105,14 @@ def test_a_listing_that_is_not_whole_is_an_error_and_never_taken_for_all_there_i
     faulty.listing = listing
     with pytest.raises(AudioAssetsError, match=reason):
         list(list_pages(faulty_client, "b"))
+
+
+@pytest.mark.parametrize("told", ["", "yesterday", "2026-99-02T03:04:05Z", "9" * 400])
+def test_a_time_that_is_none_is_an_error_that_names_it(told: str) -> None:
+    page = parse_page(PAGE.format("false", ENTRY.format(1)).replace("2026-01-02T03:04:05Z", told).encode())
+    assert page is not None
+    with pytest.raises(AudioAssetsError, match="a time that is none"):
+        list(objects_of(page, lambda key: True))
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"<Error><Code>SlowDown</Code></Error>", b"\xff\xfe"])
