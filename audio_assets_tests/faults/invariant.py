@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from audio_assets.settings import Home
 
 _UNFINISHED = re.compile(r"^\..+\.tmp(\..+)?$|.*\.part$")
+_HEX = re.compile(r"[0-9a-f]{8,}")
 _FILE_TABLES = ("raw_audio", "transcripts", "tokens")
 
 
@@ -29,3 +30,18 @@ def assert_one_row_each(home: Home, keys: set[str]) -> None:
     for table in _FILE_TABLES:
         counted = Counter(str(row["id"]) for row in rows_of(home, table))
         assert counted == Counter(keys), table
+
+
+def committed(home: Home) -> int:
+    """Transcriptions that are stored for good."""
+    return len(list(home.cache.glob("*/*/*.json")))
+
+
+def files_of(home: Home) -> Counter[str]:
+    """Every file of the home but Dagster's own, with what is random or counted in its name left out."""
+    found: Counter[str] = Counter()
+    for path in home.root.rglob("*"):
+        relative = path.relative_to(home.root)
+        if path.is_file() and relative.parts[0] != "dagster":
+            found[_HEX.sub("#", str(relative))] += 1
+    return found

@@ -24,13 +24,16 @@ from audio_assets.demo_server import WeedServer
 from audio_assets.settings import Home
 from audio_assets_tests.conftest import r2_environment, subprocess_environment
 from audio_assets_tests.faults.campaign import tried
-from audio_assets_tests.faults.invariant import assert_one_row_each, unfinished_files
+from audio_assets_tests.faults.invariant import assert_one_row_each, committed, files_of, unfinished_files
 from audio_assets_tests.faults.victims import POINTS, Victims
-from audio_assets_tests.speech.conftest import FaultServer, fault_server  # noqa: F401
+from audio_assets_tests.speech.conftest import FaultServer, fault_server, serving_faults  # noqa: F401
 
 BLOWS = int(os.environ.get("FAULT_BLOWS", "3"))
 FILES = 6
 WORKERS = 2
+TO_END_S = 10.0
+TO_START_S = 30.0
+BLOWS_OF = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 RUN = ("run", "--prefix", "kills/", "--max-workers", str(WORKERS), "--output-format", "json")
 PASSED = {
     "list": 2,
@@ -72,13 +75,32 @@ def victims(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victims]:
         yield warm
 
 
-@pytest.fixture
-def settings(weed: WeedServer, fault_server: FaultServer) -> dict[str, str]:  # noqa: F811
+def api_settings(weed: WeedServer, server: FaultServer) -> dict[str, str]:
     return r2_environment(weed) | {
         "WHISPER_ENGINE": "openai",
         "OPENAI_API_KEY": "test-key",
-        "OPENAI_BASE_URL": fault_server.url,
+        "OPENAI_BASE_URL": server.url,
     }
+
+
+@pytest.fixture
+def settings(weed: WeedServer, fault_server: FaultServer) -> dict[str, str]:  # noqa: F811
+    return api_settings(weed, fault_server)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    victims: Victims, weed: WeedServer, keys: set[str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Counter[str]]:
+    """The files that two runs leave when nobody strikes them."""
+    home = Home(tmp_path_factory.mktemp("undisturbed") / "home")
+    with serving_faults() as server:
+        here = api_settings(weed, server) | {"AUDIO_ASSETS_HOME": str(home.root)}
+        for _ in range(2):
+            assert victims.run(*RUN, settings=here).returncode == 0
+        assert victims.run("verify", settings=here).returncode == 0
+        assert len(server.posts) == FILES
+    yield files_of(home)
 
 
 def strike_and_recover(
@@ -86,13 +108,16 @@ def strike_and_recover(
     settings: dict[str, str],
     server: FaultServer,
     keys: set[str],
+    undisturbed: Counter[str],
     directory: Path,
     at: str,
     nth: int,
     blow: signal.Signals,
 ) -> None:
     home = Home(directory / f"{at}-{nth}-{blow.name}".replace(" ", "-"))
-    here = settings | {"AUDIO_ASSETS_HOME": str(home.root)}
+    scratch = directory / "scratch"
+    scratch.mkdir(exist_ok=True)
+    here = settings | {"AUDIO_ASSETS_HOME": str(home.root), "TMPDIR": str(scratch)}
     server.posts.clear()
 
     struck = victims.run(*RUN, settings=here, at=at, nth=nth, blow=blow)
@@ -100,19 +125,28 @@ def strike_and_recover(
         assert struck.returncode == -signal.SIGKILL, f"nothing passes {at} for the {nth}. time: {struck.stderr[-400:]}"
     else:
         # A signal that comes with the last step may find nothing left to stop.
-        assert struck.returncode in (0, 128 + blow, 130), struck.stderr[-400:]
+        assert struck.returncode in (0, 130), struck.stderr[-400:]
         assert "Traceback" not in struck.stderr
+        assert struck.to_end_s is not None and struck.to_end_s < TO_END_S
+    assert struck.survivors == ()
+    stored, sent = committed(home), len(server.posts)
 
     again = victims.run(*RUN, settings=here)
     assert again.returncode == 0, again.stderr[-800:]
+    assert again.survivors == ()
+    assert again.first_s["listing"] < TO_START_S
+    # What was stored is neither asked for nor decoded again.
+    assert len(server.posts) - sent == FILES - stored
+    assert again.counts["decoding"] <= FILES - stored
+    assert len({hashlib.sha256(body).hexdigest() for body in server.posts}) >= FILES
+    assert sent - stored <= WORKERS, "more than what was in flight was paid for again"
+
     assert_one_row_each(home, keys)
-    assert unfinished_files(home) == []
     verified = victims.run("verify", settings=here)
     assert verified.returncode == 0, verified.stderr[-400:]
-
-    sent = Counter(hashlib.sha256(body).hexdigest() for body in server.posts)
-    assert len(sent) >= FILES
-    assert len(server.posts) <= FILES + WORKERS, "more than what was in flight was paid for again"
+    assert unfinished_files(home) == []
+    assert files_of(home) == undisturbed, "as if nothing had happened"
+    assert list(scratch.iterdir()) == []
 
 
 @pytest.mark.parametrize("at", ["download", "request sent", "cached", "record written", "warehouse transaction"])
@@ -121,20 +155,23 @@ def test_a_run_that_is_struck_is_finished_by_the_next(
     settings: dict[str, str],
     fault_server: FaultServer,  # noqa: F811
     keys: set[str],
+    undisturbed: Counter[str],
     tmp_path: Path,
     at: str,
 ) -> None:
-    strike_and_recover(victims, settings, fault_server, keys, tmp_path, at, 1 + PASSED[at] // 2, signal.SIGKILL)
+    nth = 1 + PASSED[at] // 2
+    strike_and_recover(victims, settings, fault_server, keys, undisturbed, tmp_path, at, nth, signal.SIGKILL)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
+@pytest.mark.parametrize("blow", BLOWS_OF, ids=lambda blow: blow.name)
 @pytest.mark.parametrize("at", POINTS)
 def test_many_blows_at_each_point(
     victims: Victims,
     settings: dict[str, str],
     fault_server: FaultServer,  # noqa: F811
     keys: set[str],
+    undisturbed: Counter[str],
     tmp_path: Path,
     request: pytest.FixtureRequest,
     at: str,
@@ -143,7 +180,8 @@ def test_many_blows_at_each_point(
     for trial in range(BLOWS):
         directory = tmp_path / str(trial)
         directory.mkdir()
-        strike_and_recover(victims, settings, fault_server, keys, directory, at, 1 + trial % PASSED[at], blow)
+        nth = 1 + trial % PASSED[at]
+        strike_and_recover(victims, settings, fault_server, keys, undisturbed, directory, at, nth, blow)
         tried(request, trial + 1)
 
 

@@ -6,6 +6,7 @@ so that a point can be hit many times. The product knows nothing of these points
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import itertools
@@ -16,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +38,15 @@ POINTS: dict[str, tuple[str, str, bool]] = {
 }
 """Where a run is struck."""
 
+COUNTED: dict[str, tuple[str, str]] = {
+    "listing": ("audio_assets.ingest.pages", "parse_page"),
+    "decoding": ("audio_assets.speech.decode", "AudioStream._open"),
+}
+"""What is counted in every command, and when it first happens: module, attribute."""
+
+GRACE_S = 5.0
+"""What a command started may outlive it by so much."""
+
 _IMPORTED = (
     "audio_assets.cli",
     "audio_assets.definitions",
@@ -54,12 +65,21 @@ _IMPORTED = (
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: exit status (negative: the signal), all that it said, of that the errors, and seconds."""
+    """How a command ended.
+
+    ``returncode`` is the exit status (negative: the signal), ``output`` all that it said, ``stderr`` the errors.
+    ``to_end_s`` is the time from the blow to the end, ``survivors`` are processes that it left behind. Of what is in
+    `COUNTED`, ``counts`` has how often it happened, and ``first_s`` when it first did; a killed one tells neither.
+    """
 
     returncode: int
     output: str
     stderr: str
     seconds: float
+    to_end_s: float | None
+    survivors: tuple[str, ...]
+    counts: dict[str, int]
+    first_s: dict[str, float]
 
 
 class Victims:
@@ -106,6 +126,7 @@ class Victims:
         assert self._process.stdin is not None and self._process.stdout is not None
         number = next(self._numbers)
         output, errors = self._directory / f"output-{number}", self._directory / f"stderr-{number}"
+        struck, counts = self._directory / f"struck-{number}", self._directory / f"counts-{number}"
         order = {
             "arguments": arguments,
             "settings": settings,
@@ -115,6 +136,8 @@ class Victims:
             "open_files": open_files,
             "output": str(output),
             "stderr": str(errors),
+            "struck": str(struck),
+            "counts": str(counts),
         }
         began = time.monotonic()
         self._process.stdin.write(json.dumps(order) + "\n")
@@ -122,44 +145,103 @@ class Victims:
         answer = self._process.stdout.readline()
         if not answer:
             raise RuntimeError("the process that runs the commands has died")
+        ended = time.monotonic()
+        told: dict[str, list[float]] = json.loads(counts.read_text()) if counts.exists() else {}
         stderr = errors.read_text()
-        return Ended(json.loads(answer), output.read_text() + stderr, stderr, time.monotonic() - began)
+        return Ended(
+            json.loads(answer),
+            output.read_text() + stderr,
+            stderr,
+            ended - began,
+            ended - float(struck.read_text()) if struck.exists() else None,
+            tuple(_survivors(settings["AUDIO_ASSETS_HOME"])) if "AUDIO_ASSETS_HOME" in settings else (),
+            {name: len(times) for name, times in told.items()},
+            {name: times[0] - began for name, times in told.items() if times},
+        )
 
 
-def _strike(at: str, nth: int, blow: int) -> None:
-    """Wrap the function of point ``at`` so that it strikes this process at its nth call."""
+def _survivors(home: str) -> list[str]:
+    """Programs that were started with this home and still run after `GRACE_S`."""
+    until = time.monotonic() + GRACE_S
+    mark = f"AUDIO_ASSETS_HOME={home}".encode()
+    while True:
+        found = []
+        for process in Path("/proc").iterdir():
+            try:
+                if process.name.isdigit() and mark in (process / "environ").read_bytes().split(b"\0"):
+                    command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    # A zombie has no command line any more.
+                    found += [f"{process.name} {command}"] if command else []
+            except OSError:
+                continue
+        if not found or time.monotonic() > until:
+            return found
+        time.sleep(0.1)
+
+
+def _count() -> dict[str, list[float]]:
+    """Wrap what is in `COUNTED`; returns the times at which each happens, as they happen."""
+    told: dict[str, list[float]] = {}
+    for name, (module_name, path) in COUNTED.items():
+        times = told[name] = []
+        owner, attribute, counted = _find(module_name, path)
+
+        def wrapped(
+            *args: Any, counted: Callable[..., Any] = counted, times: list[float] = times, **options: Any
+        ) -> Any:
+            times.append(time.monotonic())
+            return counted(*args, **options)
+
+        _replace(owner, attribute, counted, wrapped)
+    return told
+
+
+def _strike(at: str, nth: int, blow: int, told: Path) -> None:
+    """Wrap the function of point ``at`` so that it strikes this process at its nth call, and tells the time."""
     module_name, path, after = POINTS[at]
     path, _, argument = path.partition("=")
-    module = importlib.import_module(module_name)
-    *owners, name = path.split(".")
-    owner: Any = module
-    for part in owners:
-        owner = getattr(owner, part)
-    struck, calls = getattr(owner, name), itertools.count(1)
+    owner, name, struck = _find(module_name, path)
+    calls = itertools.count(1)
+
+    def strike() -> None:
+        told.write_text(repr(time.monotonic()))
+        os.kill(os.getpid(), blow)
 
     async def wrapped_async(*args: Any, **options: Any) -> Any:
         now = next(calls) == nth
         result = await struck(*args, **options)
         if now:
-            os.kill(os.getpid(), blow)
+            strike()
         return result
 
     def wrapped_plain(*args: Any, **options: Any) -> Any:
         counts = not argument or args[0] == argument
         now = counts and next(calls) == nth
         if now and not after:
-            os.kill(os.getpid(), blow)
+            strike()
         result = struck(*args, **options)
         if now and after:
-            os.kill(os.getpid(), blow)
+            strike()
         return result
 
-    wrapped = wrapped_async if inspect.iscoroutinefunction(struck) else wrapped_plain
-    setattr(owner, name, wrapped)
-    if not owners:
+    _replace(owner, name, struck, wrapped_async if inspect.iscoroutinefunction(struck) else wrapped_plain)
+
+
+def _find(module_name: str, path: str) -> tuple[Any, str, Any]:
+    """Owner, name and value of an attribute."""
+    *owners, name = path.split(".")
+    owner: Any = importlib.import_module(module_name)
+    for part in owners:
+        owner = getattr(owner, part)
+    return owner, name, getattr(owner, name)
+
+
+def _replace(owner: Any, name: str, old: Any, new: Any) -> None:
+    setattr(owner, name, new)
+    if inspect.ismodule(owner):
         for other in list(sys.modules.values()):
-            if getattr(other, name, None) is struck:
-                setattr(other, name, wrapped)
+            if getattr(other, name, None) is old:
+                setattr(other, name, new)
 
 
 def _child(order: dict[str, Any]) -> None:
@@ -173,12 +255,17 @@ def _child(order: dict[str, Any]) -> None:
         signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
     if order["open_files"]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (order["open_files"], order["open_files"]))
+    told = _count()
     if order["at"]:
-        _strike(order["at"], order["nth"], order["blow"])
+        _strike(order["at"], order["nth"], order["blow"], Path(order["struck"]))
     from audio_assets import cli
 
     sys.argv = ["audio-assets", *order["arguments"]]
-    cli.main(order["arguments"])
+    try:
+        cli.main(order["arguments"])
+    finally:
+        with contextlib.suppress(OSError):
+            Path(order["counts"]).write_text(json.dumps(told))
 
 
 def serve() -> None:

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -198,6 +199,13 @@ def heard(text: str = "It was the best of times.") -> dict[str, object]:
 
 @pytest.fixture
 def fault_server() -> Iterator[FaultServer]:
+    with serving_faults() as server:
+        yield server
+
+
+@contextmanager
+def serving_faults() -> Iterator[FaultServer]:
+    """A `FaultServer` for the length of the block."""
     server = FaultServer("")
     lock = threading.Lock()
 
