@@ -49,6 +49,7 @@ def diagnose() -> list[Finding]:
         _guarded("home", lambda: _home(home)),
         _guarded("dagster", lambda: _dagster(home)),
     ]
+    findings += list(_secrets())
     findings += list(_leftovers(home))
     findings += list(_events(home))
     return findings
@@ -151,6 +152,16 @@ def _events(home: settings.Home) -> Iterator[Finding]:
             f"{count} messages of the queue were no events of this bucket; see {inbox.malformed_file}",
             "Let R2_EVENTS_QUEUE_ID be a queue that gets this bucket's notifications only",
         )
+
+
+def _secrets() -> Iterator[Finding]:
+    file = Path(".env")
+    try:
+        mode = file.stat().st_mode
+    except OSError:
+        return
+    if mode & 0o077:
+        yield Finding("secrets", "note", f"{file.absolute()} can be read by other users", "chmod 600 .env")
 
 
 def _leftovers(home: settings.Home) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,13 @@ class TranscriptCache:
 
     def get(self, sha256: str, fingerprint: str) -> dict[str, Any] | None:
         """The stored transcript, or None if there is none or it is damaged."""
+        path = self.path_for(sha256, fingerprint)
         try:
-            text = self.path_for(sha256, fingerprint).read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             return None
+        if path.with_suffix(".lock").exists():
+            self._clear_lock(sha256, fingerprint)
         return _unseal(text)
 
     def put(self, sha256: str, fingerprint: str, result: dict[str, Any]) -> None:
@@ -115,6 +119,13 @@ class TranscriptCache:
         except Timeout:
             return None
         return Hold(lock)
+
+    def _clear_lock(self, sha256: str, fingerprint: str) -> None:
+        """Remove the lock file of a run that was killed when it had stored its result, but not one that is held."""
+        with suppress(OSError):
+            left = self.hold(sha256, fingerprint)
+            if left is not None:
+                left.release()
 
     def _windows_path(self, sha256: str, fingerprint: str) -> Path:
         return self.path_for(sha256, fingerprint).with_suffix(".windows.jsonl")

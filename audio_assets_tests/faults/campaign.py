@@ -40,13 +40,23 @@ FAULTS = (
             "storage/test_bucket.py::test_a_writer_that_is_killed",
         ),
     ),
-    Fault("Ctrl-C: ends within 10 s, can be resumed", ("test_interrupts.py", "ingest/test_stalls.py")),
+    Fault(
+        "Ctrl-C: ends within 10 s, leaves no process, can be resumed",
+        (
+            "faults/test_kills.py::test_ctrl_c",
+            "test_interrupts.py",
+            "ingest/test_stalls.py",
+            "test_demo.py::test_the_server_is_gone",
+            "test_demo_server.py::test_it_dies",
+            "text/test_workers.py::test_a_worker_ends",
+        ),
+    ),
     Fault(
         "killed while holding a slot, a lock or a run of Dagster",
         (
             "faults/test_leftovers.py",
             "faults/test_kills.py::test_a_run_that_was_killed",
-            "speech/test_cache.py::test_a_lock_that_a_killed",
+            "speech/test_cache.py::test_a_lock_that",
             "storage/test_atomic.py::test_what_dead_processes_left",
             "speech/test_money.py::TestACapThatRunsShare::test_what_a_killed_run",
         ),
@@ -96,12 +106,19 @@ FAULTS = (
     ),
     Fault(
         "damaged, empty and lying files, polyglots, bombs",
-        ("speech/test_bad_input.py", "ingest/test_probe.py", "speech/test_transcribe.py::test_a_truncated_file"),
+        (
+            "speech/test_bad_input.py",
+            "ingest/test_probe.py",
+            "speech/test_transcribe.py::test_a_truncated_file",
+            "faults/test_calls_home.py::test_a_whole_run",
+        ),
     ),
     Fault("no space, read-only disk, no file handles left", ("faults/test_disk.py", "storage/test_full_disk.py")),
     Fault(
         "keys that a file system, SQL or a shell would stumble over",
         (
+            "faults/test_keys.py",
+            "test_partitions.py",
             "ingest/test_mirror.py",
             "ingest/test_intake.py::test_odd_keys",
             "storage/test_partition_files.py::test_hostile_keys",
@@ -112,6 +129,7 @@ FAULTS = (
     Fault(
         "two runs on one partition, the warehouse held by a reader",
         (
+            "faults/test_together.py",
             "storage/test_concurrency.py",
             "storage/test_warehouse.py::test_a_reader_of_this_process",
             "ingest/test_intake.py::test_two_intakes",
@@ -166,6 +184,15 @@ FAULTS = (
         ),
     ),
     Fault("thousands of objects with 1 % random faults", ("faults/test_soak.py",)),
+    Fault(
+        "redirections, plain http, runs that name an address, endless answers",
+        ("faults/test_elsewhere.py", "storage/test_warehouse.py::test_what_stands_in_the_database"),
+    ),
+    Fault("bytes that fuzzing found or made of its corpus", ("fuzz/test_fuzz.py",)),
+    Fault(
+        "libraries that call home, a user without rights, read-only files",
+        ("faults/test_calls_home.py", "test_read_only.py"),
+    ),
 )
 """Rows of the table, in order."""
 

@@ -33,7 +33,6 @@ FILES = 6
 WORKERS = 2
 TO_END_S = 10.0
 TO_START_S = 30.0
-BLOWS_OF = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 RUN = ("run", "--prefix", "kills/", "--max-workers", str(WORKERS), "--output-format", "json")
 PASSED = {
     "list": 2,
@@ -164,7 +163,7 @@ def test_a_run_that_is_struck_is_finished_by_the_next(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("blow", BLOWS_OF, ids=lambda blow: blow.name)
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGTERM], ids=lambda blow: blow.name)
 @pytest.mark.parametrize("at", POINTS)
 def test_many_blows_at_each_point(
     victims: Victims,
@@ -182,6 +181,26 @@ def test_many_blows_at_each_point(
         directory.mkdir()
         nth = 1 + trial % PASSED[at]
         strike_and_recover(victims, settings, fault_server, keys, undisturbed, directory, at, nth, blow)
+        tried(request, trial + 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", POINTS)
+def test_ctrl_c_at_each_point(
+    victims: Victims,
+    settings: dict[str, str],
+    fault_server: FaultServer,  # noqa: F811
+    keys: set[str],
+    undisturbed: Counter[str],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    at: str,
+) -> None:
+    for trial in range(BLOWS):
+        directory = tmp_path / str(trial)
+        directory.mkdir()
+        nth = 1 + trial % PASSED[at]
+        strike_and_recover(victims, settings, fault_server, keys, undisturbed, directory, at, nth, signal.SIGINT)
         tried(request, trial + 1)
 
 

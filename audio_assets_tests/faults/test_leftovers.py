@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -88,3 +89,13 @@ with replacing(Path({str(home.tables / "raw_audio" / "a.parquet")!r})):
     assert not left.exists()
     assert status(instance, run_id) == dg.DagsterRunStatus.FAILURE
     assert doctor.fix() == []
+
+
+def test_doctor_tells_of_secrets_that_others_can_read(clean_environment: Path) -> None:
+    file = clean_environment / ".env"
+    file.write_text("WHISPER_ENGINE=local\n")
+    file.chmod(0o640)
+    [finding] = [f for f in doctor.diagnose() if f.subject == "secrets"]
+    assert (finding.state, finding.fix) == ("note", "chmod 600 .env")
+    file.chmod(0o600)
+    assert not [f for f in doctor.diagnose() if f.subject == "secrets"]

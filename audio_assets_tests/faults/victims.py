@@ -119,7 +119,8 @@ class Victims:
         blow: int = signal.SIGKILL,
         open_files: int | None = None,
     ) -> Ended:
-        """Run a command; with ``at``, signal ``blow`` strikes it where it passes that point for the nth time.
+        """Run a command; with ``at``, signal ``blow`` (0: an exception) strikes it where it passes that point for the
+        nth time.
 
         ``open_files`` is the most file handles that it may have.
         """
@@ -205,6 +206,8 @@ def _strike(at: str, nth: int, blow: int, told: Path) -> None:
 
     def strike() -> None:
         told.write_text(repr(time.monotonic()))
+        if not blow:
+            raise RuntimeError("nobody foresaw this")
         os.kill(os.getpid(), blow)
 
     async def wrapped_async(*args: Any, **options: Any) -> Any:

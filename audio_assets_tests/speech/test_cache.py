@@ -68,6 +68,17 @@ def test_one_holds_a_recording_and_the_next_gets_it_when_it_is_given_back(cache)
     assert not list(cache.root.rglob(f"{PRINT}.lock"))
 
 
+def test_a_lock_that_was_left_beside_a_result_goes_when_the_result_is_read(cache):
+    cache.put(SHA, PRINT, {"text": "x"})
+    lock = cache.path_for(SHA, PRINT).with_suffix(".lock")
+    lock.touch()
+    assert cache.get(SHA, PRINT) == {"text": "x"} and not lock.exists()
+    held = cache.hold(SHA, PRINT)
+    assert cache.get(SHA, PRINT) == {"text": "x"} and lock.exists(), "somebody has it"
+    held.release()
+    assert not lock.exists()
+
+
 def test_a_lock_that_a_killed_process_left_holds_nobody_up(cache):
     script = (
         "import os, sys; from pathlib import Path; from audio_assets.speech.cache import TranscriptCache;"
