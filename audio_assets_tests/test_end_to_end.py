@@ -211,3 +211,9 @@ def test_a_second_run_transcribes_nothing(pipeline: PipelineRun) -> None:
     report = json.loads(done.stdout)
     assert (done.returncode, report["transcribed"], report["cached"]) == (0, 0, 11)
     assert report["counts"] == pipeline.report["counts"]
+
+
+def test_nothing_that_a_run_leaves_is_a_pickle(pipeline: PipelineRun) -> None:
+    files = [path for path in pipeline.home.root.rglob("*") if path.is_file()]
+    assert len(files) > 30
+    assert [path for path in files if re.match(rb"\x80[\x02-\x05][\x95\x8cc(}\]]", path.read_bytes()[:3])] == []

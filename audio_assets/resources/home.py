@@ -1,12 +1,13 @@
 """Where everything is kept, as a Dagster resource."""
 
+import errno
 from pathlib import Path
 
 from dagster import ConfigurableResource
 from pydantic import Field
 
 from audio_assets import settings
-from audio_assets.errors import SettingsError
+from audio_assets.errors import SettingsError, machine_trouble
 from audio_assets.ingest.disk_budget import DiskBudget, index_path
 from audio_assets.ingest.mirror import Mirror
 from audio_assets.ingest.selection import Selection
@@ -60,7 +61,8 @@ class HomeResource(ConfigurableResource):  # type: ignore[type-arg]
         Two buckets in one home would mark each other's objects as gone and end in each other's exports.
 
         Raises:
-            SettingsError: the home holds another bucket's corpus.
+            SettingsError: the home holds another bucket's corpus, or cannot be written.
+            StorageError: the disk is full or broken.
         """
         paths = self.paths()
         try:
@@ -75,6 +77,9 @@ class HomeResource(ConfigurableResource):  # type: ignore[type-arg]
                     f"{bucket!r}; set AUDIO_ASSETS_HOME to another directory, one for each bucket"
                 ) from None
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE):
+                # The directory is the right one.
+                raise machine_trouble(error) or error from None
             raise SettingsError(
                 f"AUDIO_ASSETS_HOME {paths.root} cannot be written ({error.strerror}); set it to a directory of yours"
             ) from None
