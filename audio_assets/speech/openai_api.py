@@ -510,9 +510,10 @@ class OpenAIEngine:
             ) from error
         except openai.APIStatusError as error:
             self._link.answered = True
-            raise self._status_error(error, audio, started) from error
+            raise self._status_error(error, audio, started) from self._cause(error)
         except openai.OpenAIError as error:
-            raise _TransientError(f"unusable answer ({self._short(error)})", unanswered=True) from error
+            text = f"unusable answer ({self._short(error)})"
+            raise _TransientError(text, unanswered=True) from self._cause(error)
         self._link.answered = True
         self._link.pace.accepted(started, response.headers)
         request.request_id = response.headers.get("x-request-id") or request.request_id
@@ -671,6 +672,10 @@ class OpenAIEngine:
 
     def _quote(self, body: bytes) -> str:
         return repr(self._without_key(body[: 4 * _QUOTE].decode("utf-8", "replace"))[:_QUOTE])
+
+    def _cause(self, error: Exception) -> Exception | None:
+        """``error`` as the cause of ours, which Dagster's log shows in full, unless the key is in it."""
+        return error if self._without_key(str(error)) == str(error) else None
 
     def _without_key(self, text: str) -> str:
         """A server may repeat in an answer what it was sent."""

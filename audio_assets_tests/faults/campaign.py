@@ -70,6 +70,7 @@ FAULTS = (
             "ingest/test_download.py::test_bytes_kept_from_a_broken_try",
             "ingest/test_download.py::test_a_failed_refresh",
             "ingest/test_download.py::test_refused_credentials",
+            "ingest/test_download.py::test_a_clock",
             "ingest/test_pages.py::test_a_listing_that_is_not_whole",
             "ingest/test_intake.py::test_a_file_that_cannot_be_fetched",
             "ingest/test_intake.py::test_refused_credentials",

@@ -127,6 +127,9 @@ class FaultyServer:
                 if fault == "silence":
                     self._stand_still()
                     return
+                if fault == "clock":
+                    self._refuse(403, "RequestTimeTooSkewed")
+                    return
                 if isinstance(fault, int):
                     self._refuse(
                         fault, {500: "InternalError", 503: "SlowDown", 401: "Unauthorized"}.get(fault, "Error")

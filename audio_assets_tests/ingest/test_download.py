@@ -218,6 +218,17 @@ def test_refused_credentials_stop_everything_at_once(
     assert_nothing_stored(mirror)
 
 
+def test_a_clock_that_is_off_stops_everything_at_once_and_is_named(
+    faulty: FaultyServer, faulty_client: Any, mirror: Mirror
+) -> None:
+    faulty.put(KEY, CONTENT)
+    faulty.faults[KEY] = ["clock"] * 10
+    with pytest.raises(SettingsError, match="the clock of this machine is too far"):
+        fetch(faulty_client, listed(faulty), mirror)
+    assert faulty.gets(KEY) == 1
+    assert_nothing_stored(mirror)
+
+
 def test_an_etag_that_is_no_md5_is_not_compared(faulty: FaultyServer, faulty_client: Any, mirror: Mirror) -> None:
     faulty.put(KEY, CONTENT, etag="9b2cf535f27731c974343645a3985328-3")
     assert fetch(faulty_client, listed(faulty), mirror).etag == "9b2cf535f27731c974343645a3985328-3"
