@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from audio_assets.errors import SettingsError
 from audio_assets.settings import Home
+from audio_assets.storage import atomic
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+
+_OPENING_S = 60.0
 
 DAGSTER_YAML = """\
 # Dagster's own state for one machine: SQLite files next to this one. `make dev` and `audio-assets` copy it to
@@ -54,7 +62,7 @@ def ensure_dagster_home(home: Home) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
         config = directory / "dagster.yaml"
         if not config.exists():
-            config.write_text(DAGSTER_YAML, encoding="utf-8")
+            atomic.write_bytes(config, DAGSTER_YAML.encode())
     except OSError as error:
         name = "DAGSTER_HOME" if configured else "AUDIO_ASSETS_HOME"
         raise SettingsError(
@@ -62,6 +70,24 @@ def ensure_dagster_home(home: Home) -> Path:
         ) from None
     os.environ["DAGSTER_HOME"] = str(directory)
     return directory
+
+
+def open_instance(home: Home) -> DagsterInstance:
+    """Dagster's instance in the directory of `ensure_dagster_home`.
+
+    Of programs that open a new one at the same moment, Dagster leaves databases that nobody can open again: one after
+    the other.
+
+    Raises:
+        SettingsError: the directory cannot be made or written.
+    """
+    import dagster as dg
+    from filelock import FileLock, Timeout
+
+    directory = ensure_dagster_home(home)
+    with suppress(Timeout), FileLock(directory / ".opening.lock", timeout=_OPENING_S):
+        return dg.DagsterInstance.get()
+    return dg.DagsterInstance.get()
 
 
 def package_version() -> str:
@@ -76,4 +102,5 @@ if __name__ == "__main__":
     # `make dev` asks where Dagster's state is, so that it and the command line share it.
     from audio_assets.settings import home
 
-    print(ensure_dagster_home(home()))  # noqa: T201
+    with open_instance(home()):
+        print(os.environ["DAGSTER_HOME"])  # noqa: T201

@@ -64,13 +64,10 @@ def fix() -> list[str]:
     Raises:
         SettingsError: the home cannot be written.
     """
-    import dagster as dg
-
-    from audio_assets.dagster_home import ensure_dagster_home
+    from audio_assets.dagster_home import open_instance
 
     home = settings.home()
-    ensure_dagster_home(home)
-    mended = dead_runs.end(dg.DagsterInstance.get())
+    mended = dead_runs.end(open_instance(home))
     for folder in sorted({path.parent for path in home.root.rglob(".*.tmp*")}):
         mended += [f"{path}: temporary file of a killed run, removed" for path in remove_stale_temps(folder)]
     return mended
@@ -116,10 +113,10 @@ def _home(home: settings.Home) -> Finding:
 def _dagster(home: settings.Home) -> Finding:
     import dagster as dg
 
-    from audio_assets.dagster_home import ensure_dagster_home
+    from audio_assets.dagster_home import open_instance
 
-    directory = ensure_dagster_home(home)
-    instance = dg.DagsterInstance.get()
+    instance = open_instance(home)
+    directory = os.environ["DAGSTER_HOME"]
     dead = dead_runs.find(instance)
     if dead:
         return Finding(

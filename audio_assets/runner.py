@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from audio_assets import dead_runs, interrupts, schemas, settings
-from audio_assets.dagster_home import ensure_dagster_home
+from audio_assets.dagster_home import open_instance
 from audio_assets.errors import AudioAssetsError, BusyError, StorageError
 from audio_assets.forget import Forgetting
 from audio_assets.ingest.intake import IntakeOptions
@@ -211,15 +211,13 @@ class _Pipeline:
     """The project's jobs, executed in this process on the lasting Dagster instance."""
 
     def __init__(self, options: RunOptions, progress: Progress):
-        import dagster as dg
 
         from audio_assets.definitions import build_definitions
 
         self.options = options
         self.home = settings.home()
         self.resource = HomeResource(max_disk=options.max_disk)
-        ensure_dagster_home(self.home)
-        self.instance = dg.DagsterInstance.get()
+        self.instance = open_instance(self.home)
         # A run that was killed would count as running for ever, and hold its place in the queue.
         dead_runs.end(self.instance)
         self.definitions = build_definitions(progress=progress, home=self.resource)

@@ -12,7 +12,7 @@ from audio_assets.settings import Home
 from audio_assets_tests.conftest import subprocess_environment
 from audio_assets_tests.faults.campaign import tried
 from audio_assets_tests.faults.invariant import assert_one_row_each, rows_of, unfinished_files
-from audio_assets_tests.faults.test_kills import FILES, RUN, keys, settings, victims  # noqa: F401
+from audio_assets_tests.faults.test_kills import BLOWS, FILES, RUN, keys, settings, victims  # noqa: F401
 from audio_assets_tests.faults.victims import Victims
 from audio_assets_tests.speech.conftest import FaultServer, fault_server  # noqa: F401
 
@@ -27,6 +27,18 @@ with duckdb.connect(sys.argv[1], read_only=True) as connection:
 """
 
 
+def test_programs_that_open_a_new_home_at_once_leave_one_that_opens_again(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "audio_assets.dagster_home"]
+    environment = subprocess_environment(tmp_path / "home")
+    for _ in range(2):
+        several = [
+            subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            for _ in range(4)
+        ]
+        told = [process.communicate(timeout=200)[1] for process in several]
+        assert [process.returncode for process in several] == [0] * 4, told
+
+
 def test_two_runs_of_one_prefix_end_with_one_complete_set_of_rows_that_was_paid_once(
     settings: dict[str, str],  # noqa: F811
     victims: Victims,  # noqa: F811
@@ -35,7 +47,7 @@ def test_two_runs_of_one_prefix_end_with_one_complete_set_of_rows_that_was_paid_
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
-    for round_ in range(3):
+    for round_ in range(min(BLOWS, 3)):
         home = Home(tmp_path / f"home-{round_}")
         here = settings | {"AUDIO_ASSETS_HOME": str(home.root)}
         environment = subprocess_environment(home.root, **here)
