@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from audio_assets import dead_runs, interrupts, schemas, settings
 from audio_assets.dagster_home import open_instance
-from audio_assets.errors import AudioAssetsError, BusyError, StorageError
+from audio_assets.errors import AudioAssetsError, BusyError, SettingsError, StorageError
 from audio_assets.forget import Forgetting
 from audio_assets.ingest.intake import IntakeOptions
 from audio_assets.ingest.selection import PASSED_OVER
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 QUALITY = "transcript_quality"
 SUMMARY_ASSETS = [QUALITY, "prefix_summary", "token_frequency", "prefix_statistics", "prefix_drift"]
 MADE_OF_RAW_AUDIO = ["transcripts", "transcription_ledger", "tokens", *SUMMARY_ASSETS]
+_OPEN_FILES, _FEWEST_OPEN_FILES = 1024, 64
+"""With the fewest a small run comes through; each download under way takes two more."""
 RETRIED_STATUSES = ("failed", "partial", "deferred")
 """Statuses that the next run tries again; a run that leaves any of them did not finish its work."""
 
@@ -211,12 +213,12 @@ class _Pipeline:
     """The project's jobs, executed in this process on the lasting Dagster instance."""
 
     def __init__(self, options: RunOptions, progress: Progress):
-
         from audio_assets.definitions import build_definitions
 
         self.options = options
         self.home = settings.home()
         self.resource = HomeResource(max_disk=options.max_disk)
+        _allow_open_files()
         self.instance = open_instance(self.home)
         # A run that was killed would count as running for ever, and hold its place in the queue.
         dead_runs.end(self.instance)
@@ -337,6 +339,26 @@ class _Pipeline:
             for event in result.all_events
             if event.is_step_materialization and event.asset_key is not None
         }
+
+
+def _allow_open_files() -> None:
+    """Let this process open as many files as it may.
+
+    Raises:
+        SettingsError: those are too few. Found out on the way, each library would say so in words of its own.
+    """
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    if soft != resource.RLIM_INFINITY and soft < _FEWEST_OPEN_FILES:
+        raise SettingsError(
+            f"a run needs {_FEWEST_OPEN_FILES} open files at once, and this process may have {soft}; allow more "
+            "(`ulimit -n 1024`), then run again"
+        )
 
 
 def _error_of(event: dg.DagsterEvent) -> AudioAssetsError:

@@ -146,7 +146,7 @@ def test_a_warehouse_without_space_costs_no_row(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("handles", [20, 28, 36, 48, 64])
+@pytest.mark.parametrize("handles", [20, 63, 64])
 def test_without_file_handles_the_run_says_so_and_the_next_one_is_whole(
     handles: int,
     home: Home,
@@ -165,7 +165,7 @@ def test_without_file_handles_the_run_says_so_and_the_next_one_is_whole(
         else:
             assert struck.returncode in (1, 3, 4, 5), struck
             told = struck.stderr + " ".join(str(r["error"]) for r in rows_of(home, "raw_audio"))
-            assert "open files" in told or struck.returncode == 3, struck.stderr[-1500:]
+            assert "open files" in told, struck.stderr[-1500:]
         if round_:
             break
         assert victims.run(*RUN, settings=here).returncode == 0
