@@ -127,6 +127,6 @@ def _time(text: str) -> datetime:
 
         try:
             found = parse_timestamp(text)
-        except (ValueError, OverflowError, RuntimeError, OSError):
+        except (ValueError, ArithmeticError, RuntimeError, OSError):
             raise AudioAssetsError(f"the listing has a time that is none, {text[:40]!r}; try again") from None
     return found.replace(tzinfo=timezone.utc) if found.tzinfo is None else found

@@ -231,8 +231,15 @@ class AudioStream:
         layout = "mono"
         if self.channels > 1:
             layout = self._container.streams.audio[0].layout.name
-        resampler = av.AudioResampler(format="fltp", layout=layout, rate=SAMPLE_RATE_HZ)
+        resampler, form = None, None
         for frame in self._frames():
+            # A damaged or hostile file may change its form half-way; a resampler that has nothing to do lets it pass.
+            if resampler is None or form != (frame.format.name, frame.layout.name, frame.sample_rate):
+                if resampler is not None and self._samples:
+                    for piece in resampler.resample(None):
+                        yield self._take(piece)
+                resampler = av.AudioResampler(format="fltp", layout=layout, rate=SAMPLE_RATE_HZ)
+                form = (frame.format.name, frame.layout.name, frame.sample_rate)
             # Timestamps with holes would make the resampler insert or drop sound.
             frame.pts = None
             try:
@@ -241,7 +248,7 @@ class AudioStream:
                 raise InvalidAudio(f"cannot be resampled ({_reason(error)})") from error
             for piece in resampled:
                 yield self._take(piece)
-        if self._samples:
+        if resampler is not None and self._samples:
             for piece in resampler.resample(None):
                 yield self._take(piece)
 
