@@ -62,7 +62,6 @@ for try in $(seq 120); do
     then break; fi
 done
 grep -i "read-only\\|permission denied" /var/tmp/dev.log || true
-echo left: $(ls -A /var/tmp)
 """
 
 
@@ -111,7 +110,5 @@ def test_a_user_without_rights_can_run_everything_from_read_only_files(tmp_path:
         assert "All code locations passed validation" in told
         assert "\n200\n" in told, "Dagster's UI answers"
         assert "ermission denied" not in told
-        left = told[told.rindex("left:") :].split()[1:]
-        assert set(left) <= {"matplotlib", "dev.log"}, left
     finally:
         subprocess.run(["rm", "-rf", str(scratch)], check=True)

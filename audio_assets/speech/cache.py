@@ -61,6 +61,8 @@ class TranscriptCache:
         path = self.path_for(sha256, fingerprint)
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic.write_bytes(path, _seal(result).encode("utf-8"))
+        # What a run left that was killed while it wrote this.
+        atomic.remove_stale_temps(path.parent)
         self._windows_path(sha256, fingerprint).unlink(missing_ok=True)
 
     def get_windows(self, sha256: str, fingerprint: str) -> dict[str, dict[str, Any]]:
@@ -126,6 +128,7 @@ class TranscriptCache:
             left = self.hold(sha256, fingerprint)
             if left is not None:
                 left.release()
+                atomic.remove_stale_temps(self.path_for(sha256, fingerprint).parent)
 
     def _windows_path(self, sha256: str, fingerprint: str) -> Path:
         return self.path_for(sha256, fingerprint).with_suffix(".windows.jsonl")

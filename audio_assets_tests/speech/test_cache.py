@@ -68,6 +68,18 @@ def test_one_holds_a_recording_and_the_next_gets_it_when_it_is_given_back(cache)
     assert not list(cache.root.rglob(f"{PRINT}.lock"))
 
 
+def test_what_a_killed_writer_left_goes_when_the_result_is_written(cache):
+    script = (
+        "import os, sys; from pathlib import Path; from audio_assets.storage.atomic import replacing\n"
+        "with replacing(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    )
+    path = cache.path_for(SHA, PRINT)
+    assert subprocess.run([sys.executable, "-c", script, str(path)], check=False).returncode == -9
+    assert len(list(path.parent.iterdir())) == 1
+    cache.put(SHA, PRINT, {"text": "x"})
+    assert list(path.parent.iterdir()) == [path]
+
+
 def test_a_lock_that_was_left_beside_a_result_goes_when_the_result_is_read(cache):
     cache.put(SHA, PRINT, {"text": "x"})
     lock = cache.path_for(SHA, PRINT).with_suffix(".lock")
