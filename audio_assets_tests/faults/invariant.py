@@ -38,10 +38,13 @@ def committed(home: Home) -> int:
 
 
 def files_of(home: Home) -> Counter[str]:
-    """Every file of the home but Dagster's own, with what is random or counted in its name left out."""
+    """Every file of the home but Dagster's own and the journals, of which each run that paid has one.
+
+    What is random in a name is left out.
+    """
     found: Counter[str] = Counter()
     for path in home.root.rglob("*"):
         relative = path.relative_to(home.root)
-        if path.is_file() and relative.parts[0] != "dagster":
+        if path.is_file() and relative.parts[0] not in ("dagster", "ledger"):
             found[_HEX.sub("#", str(relative))] += 1
     return found
