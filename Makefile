@@ -6,7 +6,7 @@ PORT ?= 3000
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow-test faults lint dev lock clean bench-storage bench-speech bench-api bench-text bench-ingest bench-report api-test
+.PHONY: help demo test slow-test cluster-test faults lint dev lock clean bench-storage bench-speech bench-api bench-text bench-ingest bench-report api-test
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -19,6 +19,9 @@ test: .venv/.dev ## the tests
 
 slow-test: .venv/.slow-test ## the tests that take minutes
 	$(BIN)/pytest -m slow
+
+cluster-test: .venv/.cluster-test ## the tests on a Ray cluster of two nodes and on Postgres
+	$(BIN)/pytest -m cluster audio_assets_tests/cluster
 
 faults: .venv/.slow-test ## the fault campaign: what was tried, what survived (an hour)
 	FAULT_BLOWS=10 SOAK_OBJECTS=20000 $(BIN)/python -m audio_assets_tests.faults.campaign
@@ -67,6 +70,11 @@ lock: ## refresh the hash-locked requirements (needs uv)
 		--group api-test -o requirements-api-test.txt
 	uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header \
 		--group slow-test -o requirements-slow-test.txt
+	# The one package that the cluster needs older.
+	sed '/^sqlalchemy==/,/^    # via/d' requirements-dev.txt > .cluster-constraints.part
+	uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header \
+		-c .cluster-constraints.part --group cluster-test -o requirements-cluster-test.txt
+	rm .cluster-constraints.part
 
 clean: ## remove .venv and .venv-api; data/ stays
 	rm -rf .venv .venv-api build *.egg-info
@@ -95,6 +103,10 @@ clean: ## remove .venv and .venv-api; data/ stays
 
 .venv/.slow-test: .venv/.dev requirements-slow-test.txt
 	@$(PIP_INSTALL) --require-hashes -r requirements-slow-test.txt
+	@touch $@
+
+.venv/.cluster-test: .venv/.dev requirements-cluster-test.txt
+	@$(PIP_INSTALL) --require-hashes -r requirements-cluster-test.txt
 	@touch $@
 
 # The servers keep to themselves: they pin a web stack of their own.

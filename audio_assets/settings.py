@@ -82,6 +82,22 @@ class Settings(BaseSettings):
         None, description="installed spaCy model that names people and places; by default any of the language"
     )
     audio_assets_home: Path = Field(Path("data"), description="where everything is kept")
+    audio_assets_mapper: Literal["local", "ray"] = Field(
+        "local", description="`local` or `ray`: who does the work on the files of a partition"
+    )
+    ray_address: str | None = Field(
+        None, description="`host:port` of the Ray cluster's head node; `auto` for the cluster of this machine"
+    )
+    audio_assets_ray_cpus: float = Field(1.0, gt=0, description="cores of one worker on the Ray cluster")
+    audio_assets_ray_gpus: float = Field(
+        0.0, ge=0, description="GPUs of one worker that transcribes; half a GPU lets two workers share it"
+    )
+    audio_assets_ray_workers: int | None = Field(
+        None, ge=1, description="most workers of one run on the Ray cluster; by default as many as fit"
+    )
+    audio_assets_ray_in_flight: int = Field(
+        16, ge=1, description="files that one worker has at a time, at most; they are done again when it is lost"
+    )
     audio_assets_max_disk: str | None = Field(
         None, description="what the mirror may hold, such as 50GB; by default no limit"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -78,6 +78,14 @@ class TakeIn:
     def figures(self) -> dict[str, float]:
         """Nothing is counted."""
         return {}
+
+    def within(self, cores: float) -> TakeIn:
+        """Downloads wait for the network, not for a core."""
+        return self
+
+    def runs_model(self) -> bool:
+        """Nothing is recognised."""
+        return False
 
     def alike(self) -> str:
         """Bytes are bytes."""
@@ -180,6 +188,16 @@ class Transcribe:
         """The money, as `Account.figures` has it."""
         return self._figures
 
+    def within(self, cores: float) -> Transcribe:
+        """No more transcriptions at once than cores; requests to an API wait, whatever there is."""
+        if self.whisper.engine_name() != "local" or self.max_workers is not None:
+            return self
+        return replace(self, max_workers=max(1, int(cores)))
+
+    def runs_model(self) -> bool:
+        """Where the weights are local."""
+        return self.whisper.engine_name() == "local"
+
     def alike(self) -> str:
         """The key under which the results are kept: weights, options, versions."""
         return fingerprint(self.whisper.create_engine())
@@ -233,6 +251,14 @@ class Tokenize:
     def figures(self) -> dict[str, float]:
         """Nothing is counted."""
         return {}
+
+    def within(self, cores: float) -> Tokenize:
+        """A worker is one process."""
+        return self
+
+    def runs_model(self) -> bool:
+        """Rules, no weights."""
+        return False
 
     def alike(self) -> str:
         """Which rules each language has follows from the versions of the libraries."""
