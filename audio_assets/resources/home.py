@@ -10,10 +10,11 @@ from audio_assets.errors import SettingsError
 from audio_assets.ingest.disk_budget import DiskBudget, index_path
 from audio_assets.ingest.mirror import Mirror
 from audio_assets.ingest.selection import Selection
+from audio_assets.resources.travelling import Travelling
 from audio_assets.speech.cache import TranscriptCache
 
 
-class HomeResource(ConfigurableResource):  # type: ignore[type-arg]
+class HomeResource(Travelling, ConfigurableResource):  # type: ignore[type-arg]
     """The directories under ``AUDIO_ASSETS_HOME`` and how keys are grouped into partitions."""
 
     root: str | None = Field(
