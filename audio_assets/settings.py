@@ -6,6 +6,7 @@ by `require`, which names the variable.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,12 @@ class Settings(BaseSettings):
     audio_assets_entity_model: str | None = Field(
         None, description="installed spaCy model that names people and places; by default any of the language"
     )
-    audio_assets_home: Path = Field(Path("data"), description="where everything is kept")
+    audio_assets_home: str = Field(
+        "data", description="where everything is kept: a directory, or s3://bucket/folder or r2://bucket/folder"
+    )
+    audio_assets_scratch: Path | None = Field(
+        None, description="where a machine keeps its copies while AUDIO_ASSETS_HOME is a bucket"
+    )
     audio_assets_mapper: Literal["local", "ray"] = Field(
         "local", description="`local` or `ray`: who does the work on the files of a partition"
     )
@@ -125,9 +131,14 @@ class Settings(BaseSettings):
 
 @dataclass(frozen=True)
 class Home:
-    """The directories under ``AUDIO_ASSETS_HOME``."""
+    """The directories under ``AUDIO_ASSETS_HOME``.
+
+    With ``shared``, the URL of a folder of a bucket, partition files, cache and what is published lie there, and
+    ``root`` holds this machine's copies: whatever is lost with it can be fetched or made again.
+    """
 
     root: Path
+    shared: str | None = None
 
     @property
     def audio(self) -> Path:
@@ -148,6 +159,11 @@ class Home:
     def tables(self) -> Path:
         """Partition files: the record."""
         return self.root / "tables"
+
+    @property
+    def record(self) -> Path | str:
+        """Where the partition files lie: `tables`, or the folder of that name in the bucket."""
+        return self.tables if self.shared is None else below(self.shared, "tables")
 
     @property
     def warehouse(self) -> Path:
@@ -187,7 +203,29 @@ class Home:
 
 def home(settings: Settings | None = None) -> Home:
     """The home that the environment asks for, as an absolute path."""
-    return Home((settings or load()).audio_assets_home.expanduser().absolute())
+    return home_at((settings or load()).audio_assets_home)
+
+
+def home_at(place: str | Path) -> Home:
+    """The home at a directory, or in a bucket with copies in ``AUDIO_ASSETS_SCRATCH``."""
+    text = str(place)
+    if "://" not in text:
+        return Home(Path(text).expanduser().absolute())
+    scratch = load().audio_assets_scratch or Path("~/.cache/audio_assets")
+    parts = urlsplit(text)
+    # One directory for each: copies of two buckets must not mix. The URL may hold a secret, so its name is a hash.
+    name = hashlib.sha256(f"{parts.hostname}/{parts.path}?{parts.query}".encode()).hexdigest()[:16]
+    return Home(scratch.expanduser().absolute() / name, text)
+
+
+def below(url: str, folder: str) -> str:
+    """``folder`` below a URL, whose options stay behind it.
+
+    >>> below("s3://bucket/corpus?region=eu", "tables")
+    's3://bucket/corpus/tables?region=eu'
+    """
+    path, mark, query = url.partition("?")
+    return f"{path.rstrip('/')}/{folder}{mark}{query}"
 
 
 def load() -> Settings:

@@ -32,6 +32,8 @@ from audio_assets.speech.decode import Limits
 from audio_assets.speech.ledger import Account, bring_up_to_date, money_metadata
 from audio_assets.speech.transcribe import AudioFile
 
+RAW_COLUMNS = ["id", "etag", "size_bytes", "last_modified", "sha256", "duration_s", "status", "error"]
+
 BACKFILL_TAG = "dagster/backfill"
 """Dagster's mark on the runs of one backfill."""
 
@@ -91,7 +93,7 @@ class TranscriptsConfig(dg.Config):
 
 @dg.asset(
     partitions_def=prefix_partitions,
-    ins={"raw_audio": dg.AssetIn(metadata={"columns": ["id", "sha256", "duration_s", "status", "error"]})},
+    ins={"raw_audio": dg.AssetIn(metadata={"columns": RAW_COLUMNS})},
     group_name="speech",
     owners=OWNERS,
     kinds={"openai", "duckdb", "parquet"},
@@ -120,7 +122,13 @@ def transcripts(
         rows = raw_audio.to_pylist()
         previous = warehouse.store().read(schemas.TRANSCRIPTS, [context.partition_key])
         mirror = home.mirror()
-        files = [AudioFile(r["id"], mirror.path_for(r["id"]), r["sha256"]) for r in rows if r["status"] == "ok"]
+        files = [
+            AudioFile(
+                r["id"], mirror.path_for(r["id"]), r["sha256"], r["etag"], r["size_bytes"] or 0, r["last_modified"]
+            )
+            for r in rows
+            if r["status"] == "ok"
+        ]
         done: dict[str, dict[str, Any]] = {}
         money = Account().figures()
         if files:
@@ -179,6 +187,7 @@ def _recorded(
     except Exception:
         if results.figures()["attempts"]:
             key, store = context.partition_key, warehouse.store()
+            home.pull_ledger(prefix_for(key))
             recorded = store.read(schemas.TRANSCRIPTION_LEDGER, [key]).to_pylist()
             rows = bring_up_to_date(home.paths().ledger, prefix_for(key), recorded, time.time())
             store.write(schemas.TRANSCRIPTION_LEDGER, schemas.TRANSCRIPTION_LEDGER.from_rows(rows), key)

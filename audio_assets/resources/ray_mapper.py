@@ -131,10 +131,11 @@ def versions() -> dict[str, str]:
 def travelling_settings() -> dict[str, str]:
     """The settings of this run, as environment variables for its workers. What is not set here is a node's own."""
     found = settings.load()
-    names = found.model_fields_set - {"ray_address", "audio_assets_mapper"}
+    names = found.model_fields_set - {"ray_address", "audio_assets_mapper", "audio_assets_scratch"}
     values = {name.upper(): getattr(found, name) for name in names}
     shown = {k: v.get_secret_value() if hasattr(v, "get_secret_value") else str(v) for k, v in values.items()}
-    return {k: v for k, v in shown.items() if v != "None"} | {"AUDIO_ASSETS_HOME": str(settings.home().root)}
+    home = settings.home()
+    return {k: v for k, v in shown.items() if v != "None"} | {"AUDIO_ASSETS_HOME": home.shared or str(home.root)}
 
 
 @dataclass
