@@ -74,6 +74,8 @@ lock: ## refresh the hash-locked requirements (needs uv)
 	sed '/^sqlalchemy==/,/^    # via/d' requirements-dev.txt > .cluster-constraints.part
 	uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header \
 		-c .cluster-constraints.part --group cluster-test -o requirements-cluster-test.txt
+	uv pip compile -q --universal --no-strip-extras --python-version 3.10 --generate-hashes --no-header \
+		-c .cluster-constraints.part --extra ray --extra postgres -o requirements-cluster.txt pyproject.toml
 	rm .cluster-constraints.part
 
 clean: ## remove .venv and .venv-api; data/ stays

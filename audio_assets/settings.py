@@ -123,6 +123,9 @@ class Settings(BaseSettings):
     audio_assets_listing_interval_s: int = Field(
         60, ge=30, description="seconds between two listings of the bucket by `new_r2_objects_sensor`"
     )
+    audio_assets_metrics: str | None = Field(
+        None, description="address at which a run shows Prometheus its figures, such as 127.0.0.1:9464; by default none"
+    )
     audio_assets_webhook_url: SecretStr | None = Field(
         None,
         description="where `run_failure_sensor` posts a line of JSON for each failed run; https, unless on loopback",

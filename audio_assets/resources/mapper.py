@@ -15,6 +15,7 @@ from pydantic import Field
 
 from audio_assets import settings
 from audio_assets.errors import SettingsError
+from audio_assets.resources.metrics import metered
 
 Item = TypeVar("Item")
 Item_contra = TypeVar("Item_contra", contravariant=True)
@@ -111,11 +112,13 @@ class MapperResource(ConfigurableResource):  # type: ignore[type-arg]
         kind = self.kind or settings.load().audio_assets_mapper
         if kind not in ("local", "ray"):
             raise SettingsError(f"AUDIO_ASSETS_MAPPER {kind!r} is unknown; use local or ray")
-        if kind == "ray":
+        results: Results[Result] = _Local(stage, items, tell)
+        if kind == "ray" and items:
             from audio_assets.resources.ray_mapper import RayResults, connect
 
-            return RayResults(connect(), stage, items, tell) if items else _Local(stage, items, tell)
-        return _Local(stage, items, tell)
+            results = RayResults(connect(), stage, items, tell)
+        counted: Results[Result] = metered(results, stage, len(items))
+        return counted
 
 
 class _Local(Generic[Item, Result]):

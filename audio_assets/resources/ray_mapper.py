@@ -318,7 +318,7 @@ class RayResults(Generic[Item, Result]):
         total = dict(self._figures) or self._stage.figures()
         for place in self._places.values():
             _add(total, place.figures)
-        return total
+        return total | ({"redone": float(self.redone)} if self.redone else {})
 
     @property
     def queued(self) -> int:
