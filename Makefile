@@ -6,7 +6,7 @@ PORT ?= 3000
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow-test cluster-test faults lint dev lock clean bench-storage bench-speech bench-api bench-text bench-ingest bench-report api-test
+.PHONY: help demo test slow-test cluster-test faults lint dev lock clean bench-storage bench-speech bench-api bench-text bench-ingest bench-report bench-scale api-test
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -56,6 +56,9 @@ bench-report: .venv/.dev ## the report of 10,000 files: time to build it, time u
 
 bench-ingest: .venv/.bench ## listing and downloads against boto3's paginator and s5cmd
 	$(BIN)/python -m benchmarks.ingest
+
+bench-scale: .venv/.cluster-test ## two nodes over one, overhead, start, and what a run leaves in Postgres
+	$(BIN)/python -m benchmarks.scale
 
 lock: ## refresh the hash-locked requirements (needs uv)
 	uv pip compile -q --universal --no-strip-extras --python-version 3.10 --generate-hashes --no-header \

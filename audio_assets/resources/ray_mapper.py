@@ -41,7 +41,7 @@ STILLBORN = 5
 NO_WORKER_S = 300.0
 """How long a run waits for a worker, where there is none, before it fails."""
 
-IDLE_S = 10.0
+IDLE_S = 30.0
 """How long a worker waits for the next stage before it gives its cores back."""
 
 _HOLD_S = 5.0
@@ -268,8 +268,7 @@ class _Idle:
                 if actor not in self._actors[needs]:
                     return
                 self._actors[needs].remove(actor)
-            with contextlib.suppress(Exception):
-                ray.kill(actor, no_restart=True)
+            _end(ray, actor)
 
         timer = threading.Timer(IDLE_S, end)
         timer.daemon = True
@@ -515,9 +514,14 @@ class RayResults(Generic[Item, Result]):
         self._places.pop(place.actor, None)
         _add(self._figures, place.figures)
         place.figures = {}
-        # The cluster may be gone; then so is the worker.
+        _end(self._ray, place.actor)
+
+
+def _end(ray: Any, actor: Any) -> None:
+    """End a worker. The cluster may be gone; then so is the worker, and asking would wait for another cluster."""
+    if ray.is_initialized():
         with contextlib.suppress(Exception):
-            self._ray.kill(place.actor, no_restart=True)
+            ray.kill(actor, no_restart=True)
 
 
 def _add(total: dict[str, float], part: dict[str, float]) -> None:

@@ -119,7 +119,6 @@ def test_a_node_lost_in_mid_transcription_costs_the_files_that_it_held(
     assert_complete(home.tables)
     # Two workers of the lost node, so many files each.
     assert len(slow.posts) <= RECORDINGS + 2 * IN_FLIGHT
-    assert len(set(slow.posts)) == RECORDINGS
 
 
 def test_a_run_killed_in_mid_transcription_on_the_cluster_is_gone_on_with(
@@ -136,7 +135,6 @@ def test_a_run_killed_in_mid_transcription_on_the_cluster_is_gone_on_with(
     assert_complete(home.tables)
     # Four workers of so many files each had not stored theirs yet.
     assert len(slow.posts) <= RECORDINGS + 4 * IN_FLIGHT
-    assert len(set(slow.posts)) == RECORDINGS
 
 
 @pytest.fixture

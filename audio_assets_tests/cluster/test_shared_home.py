@@ -19,7 +19,6 @@ import duckdb
 import pytest
 
 from audio_assets import schemas, settings
-from audio_assets.demo import BUCKET, demo_objects, upload
 from audio_assets.demo_server import WeedServer
 from audio_assets.errors import SettingsError, SupersededError
 from audio_assets.resources.home import HomeResource
@@ -265,7 +264,6 @@ def test_a_shared_store_that_cannot_be_written_is_one_line(
 def test_a_corpus_in_a_bucket_is_made_by_machines_that_share_nothing_else(
     pipeline: PipelineRun, two_nodes: TwoNodes, weed: WeedServer, place: str, tmp_path: Path
 ) -> None:
-    upload(weed.client(), BUCKET, demo_objects())
     two_nodes.have_second(AUDIO_ASSETS_SCRATCH=str(tmp_path / "second"))
     environment = {**pipeline.environment, "AUDIO_ASSETS_HOME": place, "AUDIO_ASSETS_SCRATCH": str(tmp_path / "first")}
     environment |= {"AUDIO_ASSETS_MAPPER": "ray", "RAY_ADDRESS": two_nodes.address}
