@@ -7,7 +7,8 @@ Prints a table for people and, as the last line, one JSON object.
 * Overhead and memory: 100,000 items through a stage that does nothing, in a process of its own: time per item, and the
   peak of that process's resident memory beyond what it had before.
 * Start: from nothing but a warm cluster to the first result, in a process of its own, imports of Ray included.
-* Unit costs for benchmarks/scale.md: events and bytes that a run of `prefix_job` leaves in Postgres, and its time.
+* Unit costs for benchmarks/scale.md: events and bytes that a run of `prefix_job` leaves in Postgres, and its time;
+  time and bytes of a recording in a partition file and in the warehouse.
 
 Both nodes share the cores of this machine, so what is measured is waiting, not computing. Not measured: a network
 between nodes, GPUs, more than two nodes.
@@ -17,8 +18,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
+import random
 import resource
 import statistics
 import subprocess
@@ -34,6 +37,7 @@ PORT = 6398
 LATENCY_S = 1.0
 FILES = 160
 ITEMS = 100_000
+WAREHOUSE_ROWS = 50_000
 
 Result = dict[str, Any]
 
@@ -273,10 +277,63 @@ def bench_postgres(_: str, rounds: int) -> list[Result]:
     ]
 
 
+def bench_warehouse(_: str, rounds: int) -> list[Result]:
+    """What the record and the publisher cost for each file of the corpus: recordings of 15 words."""
+    from audio_assets import schemas
+    from audio_assets.storage.partition_files import PartitionStore
+    from audio_assets.storage.warehouse import Warehouse
+
+    # As often as in a language: the n-th word 1/n as often as the first.
+    source = random.Random(0)
+    vocabulary = [f"word{n}" for n in range(20_000)]
+    weights = list(itertools.accumulate(1 / (n + 1) for n in range(len(vocabulary))))
+    per_file, per_partition = [], []
+    with tempfile.TemporaryDirectory() as directory:
+        for number in range(rounds):
+            store = PartitionStore(Path(directory) / f"tables{number}")
+            warehouse = Warehouse(Path(directory) / f"{number}.duckdb", store)
+            warehouse.refresh()
+            rows = [
+                {
+                    "id": f"p/{n:07}.flac",
+                    "prefix": "p/",
+                    "tokens": source.choices(vocabulary, cum_weights=weights, k=15),
+                }
+                for n in range(WAREHOUSE_ROWS)
+            ]
+            table = schemas.TOKENS.from_rows(rows)
+            started = time.monotonic()
+            file = store.write(schemas.TOKENS, table, "p")
+            wrote = time.monotonic() - started
+            empty = warehouse.path.stat().st_size
+            started = time.monotonic()
+            assert warehouse.refresh().loaded == 1
+            loaded = time.monotonic() - started
+            grown = warehouse.path.stat().st_size - empty
+            per_file.append((wrote, loaded, file.size_bytes, grown))
+            small = schemas.TOKENS.from_rows([])
+            for n in range(200):
+                store.write(schemas.TOKENS, small, f"q{n}")
+            started = time.monotonic()
+            assert warehouse.refresh().loaded == 200
+            per_partition.append((time.monotonic() - started) / 200)
+    wrote, loaded, size, grown = (statistics.median(each) for each in zip(*per_file, strict=True))
+    unit = "unit cost of `tokens`, 15 words a recording"
+    return [
+        result("partition file, a recording", wrote / WAREHOUSE_ROWS * 1e6, "us", None, True, unit),
+        result("partition file, a recording", size / WAREHOUSE_ROWS, "B", None, True, unit),
+        result("load into the warehouse, a recording", loaded / WAREHOUSE_ROWS * 1e6, "us", None, True, unit),
+        result("warehouse, a recording", grown / WAREHOUSE_ROWS, "B", None, True, unit),
+        result("load into the warehouse, a partition", statistics.median(per_partition) * 1e3, "ms", None, True, unit),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each measurement (default 3)")
-    parser.add_argument("--only", choices=["nodes", "nothing", "start", "postgres"], help="measure only this")
+    parser.add_argument(
+        "--only", choices=["nodes", "nothing", "start", "postgres", "warehouse"], help="measure only this"
+    )
     parser.add_argument("--part", choices=["start", "nothing", "api"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:
@@ -290,9 +347,15 @@ def main() -> None:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {sys.version.split()[0]}")
-    benches = {"nodes": bench_two_nodes, "nothing": bench_nothing, "start": bench_start, "postgres": bench_postgres}
+    benches = {
+        "nodes": bench_two_nodes,
+        "nothing": bench_nothing,
+        "start": bench_start,
+        "postgres": bench_postgres,
+        "warehouse": bench_warehouse,
+    }
     results: list[Result] = []
-    with cluster() as address:
+    with cluster() if arguments.only not in ("postgres", "warehouse") else contextlib.nullcontext("") as address:
         for name, bench in benches.items():
             if arguments.only not in (None, name):
                 continue
