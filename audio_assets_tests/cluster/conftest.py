@@ -48,6 +48,16 @@ class TwoNodes:
         self.address = str(self._cluster.address)
         self._second: Any = None
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a command needs to use this cluster: Ray's switch for loopback too, or it asks another address."""
+        return {
+            "AUDIO_ASSETS_MAPPER": "ray",
+            "RAY_ADDRESS": self.address,
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "PYTHONPATH": os.environ["PYTHONPATH"],
+        }
+
     def have_second(self, **environment: str) -> None:
         """See to it that there is a second node, with this environment."""
         if self._second is not None:

@@ -107,7 +107,7 @@ def assert_complete(record: Path | str) -> None:
 def test_a_node_lost_in_mid_transcription_costs_the_files_that_it_held(
     two_nodes: TwoNodes, environment: dict[str, str], home: Home, slow: FaultServer, tmp_path: Path
 ) -> None:
-    environment |= {"AUDIO_ASSETS_MAPPER": "ray", "RAY_ADDRESS": two_nodes.address}
+    environment |= two_nodes.environment
     environment |= {"AUDIO_ASSETS_RAY_IN_FLIGHT": str(IN_FLIGHT)}
     run = start(environment, tmp_path, "--skip-ingestion")
     until(lambda: len(slow.posts) >= 8, run)
@@ -124,7 +124,7 @@ def test_a_node_lost_in_mid_transcription_costs_the_files_that_it_held(
 def test_a_run_killed_in_mid_transcription_on_the_cluster_is_gone_on_with(
     two_nodes: TwoNodes, environment: dict[str, str], home: Home, slow: FaultServer, tmp_path: Path
 ) -> None:
-    environment |= {"AUDIO_ASSETS_MAPPER": "ray", "RAY_ADDRESS": two_nodes.address}
+    environment |= two_nodes.environment
     environment |= {"AUDIO_ASSETS_RAY_IN_FLIGHT": str(IN_FLIGHT)}
     run = start(environment, tmp_path, "--skip-ingestion")
     until(lambda: len(slow.posts) >= 8, run)

@@ -56,7 +56,7 @@ def test_the_demonstrations_corpus_through_ray_gives_the_tables_of_a_local_run(
     pipeline: PipelineRun, one_by_one: Path, two_nodes: TwoNodes, tmp_path: Path
 ) -> None:
     environment = {**pipeline.environment, "AUDIO_ASSETS_HOME": str(tmp_path / "home")}
-    environment |= {"AUDIO_ASSETS_MAPPER": "ray", "RAY_ADDRESS": two_nodes.address}
+    environment |= two_nodes.environment
     done = audio_assets("run", "--json", *ONE_BY_ONE, cwd=tmp_path, environment=environment)
     assert done.returncode == 0, done.stderr
     here, there = tables_of(one_by_one), tables_of(tmp_path / "home" / "tables")

@@ -271,7 +271,7 @@ def test_a_corpus_in_a_bucket_is_made_by_machines_that_share_nothing_else(
 ) -> None:
     two_nodes.have_second(AUDIO_ASSETS_SCRATCH=str(tmp_path / "second"))
     environment = {**pipeline.environment, "AUDIO_ASSETS_HOME": place, "AUDIO_ASSETS_SCRATCH": str(tmp_path / "first")}
-    environment |= {"AUDIO_ASSETS_MAPPER": "ray", "RAY_ADDRESS": two_nodes.address}
+    environment |= two_nodes.environment
     environment |= {"DAGSTER_HOME": str(tmp_path / "dagster")}
     done = audio_assets("run", "--json", *ONE_BY_ONE, cwd=tmp_path, environment=environment)
     two_nodes.kill_second()
