@@ -452,7 +452,7 @@ def search(words: tuple[str, ...], prefixes: tuple[str, ...], limit: int, as_jso
 
 
 @cli.command()
-@click.argument("path", required=False, type=click.Path(dir_okay=False))
+@click.argument("path", metavar="PATH", required=False, type=click.Path(dir_okay=False))
 @_json
 def fetch(path: str | None, as_json: bool) -> int:
     """Download the published warehouse to PATH, where AUDIO_ASSETS_HOME is a bucket. Default: this machine's copy."""
