@@ -1,8 +1,10 @@
 # syntax=docker/dockerfile:1
 FROM python:3.12-slim-bookworm AS build
+# requirements-cluster.txt makes the image of deploy/compose.yaml, with Ray and Postgres.
+ARG REQUIREMENTS=requirements.txt
 WORKDIR /src
-COPY requirements.txt ./
-RUN python -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir --require-hashes -r requirements.txt
+COPY requirements.txt requirements-cluster.txt ./
+RUN python -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir --require-hashes -r "$REQUIREMENTS"
 COPY pyproject.toml setup.py README.md LICENSE ./
 COPY audio_assets ./audio_assets
 RUN /opt/venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation .

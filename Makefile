@@ -7,7 +7,7 @@ SECONDS ?= 60
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow-test faults fuzz audit lint dev lock clean bench-storage bench-speech bench-api bench-text bench-ingest bench-report api-test
+.PHONY: help demo test slow-test cluster-test faults fuzz audit lint dev lock clean bench-storage bench-speech bench-api bench-text bench-ingest bench-report bench-scale api-test
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -20,6 +20,9 @@ test: .venv/.dev ## the tests
 
 slow-test: .venv/.slow-test ## the tests that take minutes
 	$(BIN)/pytest -m slow
+
+cluster-test: .venv/.cluster-test ## the tests on a Ray cluster of two nodes and on Postgres
+	$(BIN)/pytest -m cluster audio_assets_tests/cluster
 
 faults: .venv/.slow-test ## the fault campaign: what was tried, what survived (an hour)
 	FAULT_BLOWS=10 SOAK_OBJECTS=20000 $(BIN)/python -m audio_assets_tests.faults.campaign
@@ -61,6 +64,9 @@ bench-report: .venv/.dev ## the report of 10,000 files: time to build it, time u
 bench-ingest: .venv/.bench ## listing and downloads against boto3's paginator and s5cmd
 	$(BIN)/python -m benchmarks.ingest
 
+bench-scale: .venv/.cluster-test ## two nodes over one, overhead, start, and what a run leaves in Postgres
+	$(BIN)/python -m benchmarks.scale
+
 lock: ## refresh the hash-locked requirements (needs uv)
 	uv pip compile -q --universal --no-strip-extras --python-version 3.10 --generate-hashes --no-header \
 		--extra dev -o requirements-dev.txt pyproject.toml
@@ -78,6 +84,13 @@ lock: ## refresh the hash-locked requirements (needs uv)
 		--group fuzz -o requirements-fuzz.txt
 	uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header \
 		--group audit -o requirements-audit.txt
+	# The one package that the cluster needs older.
+	sed '/^sqlalchemy==/,/^    # via/d' requirements-dev.txt > .cluster-constraints.part
+	uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header \
+		-c .cluster-constraints.part --group cluster-test -o requirements-cluster-test.txt
+	uv pip compile -q --universal --no-strip-extras --python-version 3.10 --generate-hashes --no-header \
+		-c .cluster-constraints.part --extra ray --extra postgres -o requirements-cluster.txt pyproject.toml
+	rm .cluster-constraints.part
 
 clean: ## remove what was installed and found; data/ stays
 	rm -rf .venv .venv-api .venv-audit fuzz-corpus fuzz-findings build *.egg-info
@@ -115,6 +128,10 @@ clean: ## remove what was installed and found; data/ stays
 .venv-audit/.done: requirements-audit.txt
 	@$(PYTHON) -m venv .venv-audit
 	@.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-audit.txt
+	@touch $@
+
+.venv/.cluster-test: .venv/.dev requirements-cluster-test.txt
+	@$(PIP_INSTALL) --require-hashes -r requirements-cluster-test.txt
 	@touch $@
 
 # The servers keep to themselves: they pin a web stack of their own.

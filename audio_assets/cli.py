@@ -318,7 +318,7 @@ def export(
     home = settings.home()
     left_out: list[str] = []
     files = export_corpus(
-        PartitionStore(home.tables),
+        PartitionStore(home.record),
         home.exports,
         list(dict.fromkeys(output_formats)),
         all_columns=all_columns,
@@ -410,7 +410,7 @@ def report(link_hours: float | None, as_json: bool) -> int:
 
     home = settings.home()
     hours = settings.load().audio_assets_report_link_hours if link_hours is None else link_hours
-    with Warehouse(home.warehouse, PartitionStore(home.tables)).connect() as connection:
+    with Warehouse(home.warehouse, PartitionStore(home.record)).connect() as connection:
         path = write_report(connection, HomeResource(), R2Resource(), hours)
     dropped = 0 if hours else len(HomeResource().mirror().dropped())
     if dropped:
@@ -439,7 +439,7 @@ def search(words: tuple[str, ...], prefixes: tuple[str, ...], limit: int, as_jso
     from audio_assets.storage.warehouse import Warehouse
 
     home = settings.home()
-    with Warehouse(home.warehouse, PartitionStore(home.tables)).connect() as connection:
+    with Warehouse(home.warehouse, PartitionStore(home.record)).connect() as connection:
         found = find(connection, " ".join(words), prefixes=prefixes, limit=limit)
     if as_json:
         click.echo(json.dumps({"passages": [p.as_dict() for p in found]}, ensure_ascii=False))
@@ -448,6 +448,26 @@ def search(words: tuple[str, ...], prefixes: tuple[str, ...], limit: int, as_jso
         click.echo(terminal.passage_line(passage), color=False if os.environ.get("NO_COLOR") else None)
     if not found:
         click.echo("no passage holds these words", err=True)
+    return 0
+
+
+@cli.command()
+@click.argument("path", metavar="PATH", required=False, type=click.Path(dir_okay=False))
+@_json
+def fetch(path: str | None, as_json: bool) -> int:
+    """Download the published warehouse to PATH, where AUDIO_ASSETS_HOME is a bucket. Default: this machine's copy."""
+    from pathlib import Path
+
+    from audio_assets import settings
+    from audio_assets.resources.home import HomeResource
+    from audio_assets.storage import published
+
+    objects = HomeResource().objects()
+    target = settings.home().warehouse if path is None else Path(path).absolute()
+    if objects is None and path is not None:
+        raise click.UsageError("AUDIO_ASSETS_HOME is a directory; the warehouse lies in it")
+    fetched = objects is not None and published.fetch(objects, target)
+    click.echo(json.dumps({"warehouse": str(target), "fetched": fetched}) if as_json else str(target))
     return 0
 
 
@@ -464,7 +484,7 @@ def verify(repair: bool, as_json: bool) -> int:
 
     resource = HomeResource()
     home = resource.paths()
-    store = PartitionStore(home.tables)
+    store = PartitionStore(home.record)
     found = storage.verify(
         home,
         store,

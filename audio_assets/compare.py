@@ -168,7 +168,7 @@ def _engine(whisper: WhisperResource, name: str) -> Engine:
 
 
 def _sample(home: HomeResource, size: int) -> list[AudioFile]:
-    store, mirror = PartitionStore(home.paths().tables), home.mirror()
+    store, mirror = PartitionStore(home.paths().record), home.mirror()
     rows = store.read(schemas.RAW_AUDIO, columns=["id", "sha256", "status"]).to_pylist()
     unique = {r["sha256"]: r["id"] for r in reversed(rows) if r["status"] == "ok"}
     here = {sha: id for sha, id in unique.items() if mirror.path_for(id).is_file()}

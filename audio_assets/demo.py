@@ -249,7 +249,7 @@ def _transcripts(partitions: list[str]) -> list[tuple[str, str]]:
     """(key, transcription) of the clips with speech, in reading order."""
     from audio_assets.storage.partition_files import PartitionStore
 
-    table = PartitionStore(settings.home().tables).read(
+    table = PartitionStore(settings.home().record).read(
         schemas.TRANSCRIPTS, partitions, ["id", "transcription", "status"]
     )
     rows = [r for r in table.to_pylist() if r["status"] == "ok"]

@@ -194,7 +194,7 @@ def forget(home: settings.Home, keys: Sequence[str]) -> None:
 
 def _rows(home: settings.Home, prefixes: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The finished transcripts, one partition at a time."""
-    store = PartitionStore(home.tables)
+    store = PartitionStore(home.record)
     for file in store.partitions(schemas.TRANSCRIPTS):
         if file.partition is None:
             continue

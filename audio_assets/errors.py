@@ -3,6 +3,7 @@
     AudioAssetsError          anything that a user should read as one line
     ├── SettingsError         a setting, credential or bucket is missing or wrong: dooms every file (exit 4)
     ├── BusyError             another run holds what this one needs (exit 5)
+    │   └── SupersededError   a newer run has published what this one was about to (exit 5)
     ├── StorageError          a table, the warehouse or an export could not be read or written (exit 1)
     │   └── SchemaError       data does not have the columns that `schemas.py` promises
     └── FileError             one file could not be handled: becomes a row with `status` and `error`
@@ -36,6 +37,10 @@ class BusyError(AudioAssetsError):
     """Another run holds the partition or the warehouse."""
 
     exit_code = 5
+
+
+class SupersededError(BusyError):
+    """A newer run has published what this one was about to; nothing was changed."""
 
 
 class StorageError(AudioAssetsError):

@@ -102,7 +102,7 @@ def make_plan(
         None if include is None else list(include), None if exclude is None else list(exclude), max_object_bytes
     )
     listed, tally = _listed(r2, home.depth(), prefixes, selection)
-    rows = {r["id"]: r for r in PartitionStore(home.paths().tables).read(schemas.RAW_AUDIO).to_pylist()}
+    rows = {r["id"]: r for r in PartitionStore(home.paths().record).read(schemas.RAW_AUDIO).to_pylist()}
     bytes_per_s = _bytes_per_s(rows.values())
     mirror = home.mirror()
 

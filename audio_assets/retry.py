@@ -19,7 +19,7 @@ def flagged(flag: str, prefixes: Sequence[str] = ()) -> dict[str, list[str]]:
     Raises:
         StorageError: a table cannot be read.
     """
-    store = PartitionStore(settings.home().tables)
+    store = PartitionStore(settings.home().record)
     found: dict[str, list[str]] = {}
     for file in store.partitions(schemas.TRANSCRIPTS):
         if file.partition is None:

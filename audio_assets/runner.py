@@ -128,7 +128,7 @@ def run_pipeline(
     """
     started = time.monotonic()
     pipeline = _Pipeline(options, progress or LogProgress())
-    store = PartitionStore(pipeline.home.tables)
+    store = PartitionStore(pipeline.home.record)
     report = RunReport(
         home=str(pipeline.home.root), warehouse=str(pipeline.home.warehouse), max_cost_usd=options.max_cost_usd
     )

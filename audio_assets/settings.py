@@ -6,6 +6,7 @@ by `require`, which names the variable.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,28 @@ class Settings(BaseSettings):
     audio_assets_entity_model: str | None = Field(
         None, description="installed spaCy model that names people and places; by default any of the language"
     )
-    audio_assets_home: Path = Field(Path("data"), description="where everything is kept")
+    audio_assets_home: str = Field(
+        "data", description="where everything is kept: a directory, or s3://bucket/folder or r2://bucket/folder"
+    )
+    audio_assets_scratch: Path | None = Field(
+        None, description="where a machine keeps its copies while AUDIO_ASSETS_HOME is a bucket"
+    )
+    audio_assets_mapper: Literal["local", "ray"] = Field(
+        "local", description="`local` or `ray`: who does the work on the files of a partition"
+    )
+    ray_address: str | None = Field(
+        None, description="`host:port` of the Ray cluster's head node; `auto` for the cluster of this machine"
+    )
+    audio_assets_ray_cpus: float = Field(1.0, gt=0, description="cores of one worker on the Ray cluster")
+    audio_assets_ray_gpus: float = Field(
+        0.0, ge=0, description="GPUs of one worker that transcribes; half a GPU lets two workers share it"
+    )
+    audio_assets_ray_workers: int | None = Field(
+        None, ge=1, description="most workers of one run on the Ray cluster; by default as many as fit"
+    )
+    audio_assets_ray_in_flight: int = Field(
+        16, ge=1, description="files that one worker has at a time, at most; they are done again when it is lost"
+    )
     audio_assets_max_disk: str | None = Field(
         None, description="what the mirror may hold, such as 50GB; by default no limit"
     )
@@ -101,6 +123,9 @@ class Settings(BaseSettings):
     audio_assets_listing_interval_s: int = Field(
         60, ge=30, description="seconds between two listings of the bucket by `new_r2_objects_sensor`"
     )
+    audio_assets_metrics: str | None = Field(
+        None, description="address at which a run shows Prometheus its figures, such as 127.0.0.1:9464; by default none"
+    )
     audio_assets_webhook_url: SecretStr | None = Field(
         None,
         description="where `run_failure_sensor` posts a line of JSON for each failed run; https, unless on loopback",
@@ -109,9 +134,14 @@ class Settings(BaseSettings):
 
 @dataclass(frozen=True)
 class Home:
-    """The directories under ``AUDIO_ASSETS_HOME``."""
+    """The directories under ``AUDIO_ASSETS_HOME``.
+
+    With ``shared``, the URL of a folder of a bucket, partition files, cache and what is published lie there, and
+    ``root`` holds this machine's copies: whatever is lost with it can be fetched or made again.
+    """
 
     root: Path
+    shared: str | None = None
 
     @property
     def audio(self) -> Path:
@@ -132,6 +162,11 @@ class Home:
     def tables(self) -> Path:
         """Partition files: the record."""
         return self.root / "tables"
+
+    @property
+    def record(self) -> Path | str:
+        """Where the partition files lie: `tables`, or the folder of that name in the bucket."""
+        return self.tables if self.shared is None else below(self.shared, "tables")
 
     @property
     def warehouse(self) -> Path:
@@ -171,7 +206,29 @@ class Home:
 
 def home(settings: Settings | None = None) -> Home:
     """The home that the environment asks for, as an absolute path."""
-    return Home((settings or load()).audio_assets_home.expanduser().absolute())
+    return home_at((settings or load()).audio_assets_home)
+
+
+def home_at(place: str | Path) -> Home:
+    """The home at a directory, or in a bucket with copies in ``AUDIO_ASSETS_SCRATCH``."""
+    text = str(place)
+    if "://" not in text:
+        return Home(Path(text).expanduser().absolute())
+    scratch = load().audio_assets_scratch or Path("~/.cache/audio_assets")
+    parts = urlsplit(text)
+    # One directory for each: copies of two buckets must not mix. The URL may hold a secret, so its name is a hash.
+    name = hashlib.sha256(f"{parts.hostname}/{parts.path}?{parts.query}".encode()).hexdigest()[:16]
+    return Home(scratch.expanduser().absolute() / name, text)
+
+
+def below(url: str, folder: str) -> str:
+    """``folder`` below a URL, whose options stay behind it.
+
+    >>> below("s3://bucket/corpus?region=eu", "tables")
+    's3://bucket/corpus/tables?region=eu'
+    """
+    path, mark, query = url.partition("?")
+    return f"{path.rstrip('/')}/{folder}{mark}{query}"
 
 
 def load() -> Settings:

@@ -100,6 +100,7 @@ def corpus_report(
     with readable_errors(), warehouse.warehouse().connect() as connection:
         hours = settings.load().audio_assets_report_link_hours if config.link_hours is None else config.link_hours
         output = write_report(connection, home, r2, hours)
+        published = home.publish(output.parent)
         shown = connection.sql(
             "SELECT id, transcription, language, status FROM transcripts ORDER BY id LIMIT 5"
         ).to_arrow_table()
@@ -110,6 +111,7 @@ def corpus_report(
             "open": dg.MetadataValue.url(output.as_uri()),
             "size_kb": round(output.stat().st_size / 1e3, 1),
             "dagster/row_count": count,
+            **({} if published is None else {"published": published}),
             "preview": preview(shown, ["id", "transcription", "language", "status"]),
         }
     )
@@ -154,12 +156,14 @@ def corpus_export(
             min_grade=config.min_grade,
             on_unreadable=lambda bad: left_out.append(bad.reason),
         )
+        published = [url for url in (home.publish(home.paths().exports), warehouse.publish()) if url is not None]
     for reason in left_out:
         context.log.warning(f"left out: {reason}")
     return dg.MaterializeResult(
         metadata={
             "directory": dg.MetadataValue.path(str(home.paths().exports)),
             "left_out": dg.MetadataValue.json(left_out),
+            **({"published": dg.MetadataValue.json(published)} if published else {}),
             "dagster/row_count": files[0].row_count if files else 0,
             "preview": preview(
                 pa.table(

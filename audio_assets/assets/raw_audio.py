@@ -90,6 +90,7 @@ def raw_audio(
     """Bring the mirror up to date with the prefix and describe each object in a row."""
     with readable_errors():
         prefix = prefix_for(context.partition_key)
+        warehouse.fence(context.run.run_id, context.partition_key)
         previous = warehouse.store().read(schemas.RAW_AUDIO, [context.partition_key])
         options = IntakeOptions(
             batch_size=config.batch_size,
@@ -97,6 +98,7 @@ def raw_audio(
             limit=config.limit,
             key_prefixes=tuple(config.key_prefixes),
             selection=home.selection(config.include, config.exclude, config.max_object_bytes),
+            scratch=home.paths().shared is not None,
         )
         with progress.task(f"raw_audio {context.partition_key}", "files", context.log.info) as task:
 
@@ -109,7 +111,7 @@ def raw_audio(
             if config.skip_ingestion:
                 intake = ingest_mirror(home.mirror(), prefix, home.depth(), previous, options, on_progress, spread)
             else:
-                if not home.paths().bucket.exists():
+                if home.paths().shared is not None or not home.paths().bucket.exists():
                     # Only a bucket that can be read is noted as this home's; later the listing itself tells.
                     r2.check()
                 home.claim(r2.bucket_name())

@@ -32,6 +32,11 @@ from audio_assets.speech.decode import Limits
 from audio_assets.speech.ledger import Account, bring_up_to_date, money_metadata
 from audio_assets.speech.transcribe import AudioFile
 
+RAW_COLUMNS = ["id", "etag", "size_bytes", "last_modified", "sha256", "duration_s", "status", "error"]
+
+POOL = "transcription"
+"""Where an instance limits its pools: partitions that are transcribed at once."""
+
 BACKFILL_TAG = "dagster/backfill"
 """Dagster's mark on the runs of one backfill."""
 
@@ -91,8 +96,9 @@ class TranscriptsConfig(dg.Config):
 
 @dg.asset(
     partitions_def=prefix_partitions,
-    ins={"raw_audio": dg.AssetIn(metadata={"columns": ["id", "sha256", "duration_s", "status", "error"]})},
+    ins={"raw_audio": dg.AssetIn(metadata={"columns": RAW_COLUMNS})},
     group_name="speech",
+    pool=POOL,
     owners=OWNERS,
     kinds={"openai", "duckdb", "parquet"},
     metadata=table_metadata(schemas.TRANSCRIPTS),
@@ -120,9 +126,15 @@ def transcripts(
         rows = raw_audio.to_pylist()
         previous = warehouse.store().read(schemas.TRANSCRIPTS, [context.partition_key])
         mirror = home.mirror()
-        files = [AudioFile(r["id"], mirror.path_for(r["id"]), r["sha256"]) for r in rows if r["status"] == "ok"]
+        files = [
+            AudioFile(
+                r["id"], mirror.path_for(r["id"]), r["sha256"], r["etag"], r["size_bytes"] or 0, r["last_modified"]
+            )
+            for r in rows
+            if r["status"] == "ok"
+        ]
         done: dict[str, dict[str, Any]] = {}
-        money = Account().figures()
+        money, redone = Account().figures(), 0
         if files:
             stage = Transcribe(
                 prefix,
@@ -144,9 +156,12 @@ def transcripts(
                         done[result.id] = result.row(prefix)
                         minutes.finished(result.id, result.cached)
                 money = results.figures()
+                redone = int(money.pop("redone", 0))
         kept = {r["id"]: r for r in previous.to_pylist()} if any(r["status"] == "gone" for r in rows) else {}
         table = schemas.TRANSCRIPTS.from_rows([done.get(r["id"]) or _without_result(r, prefix, kept) for r in rows])
     new = [r for r in done.values() if not r["cached"]]
+    elapsed_s = time.monotonic() - started
+    fresh_s = sum(r["duration_s"] or 0.0 for r in new)
     return dg.MaterializeResult(
         value=table,
         check_results=checks.check_transcripts(table, raw_audio, previous),
@@ -157,7 +172,10 @@ def transcripts(
                 "audio_minutes": round(sum(r["duration_s"] or 0.0 for r in done.values()) / 60, 2),
                 "speech_minutes": round(sum(r["speech_s"] or 0.0 for r in done.values()) / 60, 2),
                 **money_metadata(money, config.max_cost_usd),
-                "elapsed_s": round(time.monotonic() - started, 3),
+                "elapsed_s": round(elapsed_s, 3),
+                "audio_s_per_s": round(fresh_s / max(elapsed_s, 1e-3), 3),
+                "files_per_s": round(len(done) / max(elapsed_s, 1e-3), 3),
+                **({"files_done_again": redone} if redone else {}),
                 "preview": preview(table, ["id", "transcription", "language", "cached", "status", "error"]),
             },
             status_metadata(table),
@@ -179,6 +197,7 @@ def _recorded(
     except Exception:
         if results.figures()["attempts"]:
             key, store = context.partition_key, warehouse.store()
+            home.pull_ledger(prefix_for(key))
             recorded = store.read(schemas.TRANSCRIPTION_LEDGER, [key]).to_pylist()
             rows = bring_up_to_date(home.paths().ledger, prefix_for(key), recorded, time.time())
             store.write(schemas.TRANSCRIPTION_LEDGER, schemas.TRANSCRIPTION_LEDGER.from_rows(rows), key)

@@ -46,7 +46,8 @@ class IntakeOptions:
     ``max_workers`` downloads run at once, and on their own: what is there is looked at by other threads, and up to
     `AHEAD` objects may wait for those. A ``batch_size`` lowers both bounds. ``key_prefixes`` takes in only
     objects whose keys start with one of these strings (all when empty), and ``limit`` only the first so many of them,
-    in the order of their keys. ``selection`` says which objects count. Rows of other objects stay as they are.
+    in the order of their keys. ``selection`` says which objects count. Rows of other objects stay as they are. With
+    ``scratch`` the mirror is this machine's own copy: what was taken in by any machine need not lie in it.
     """
 
     batch_size: int | None = None
@@ -54,6 +55,7 @@ class IntakeOptions:
     limit: int | None = None
     key_prefixes: tuple[str, ...] = ()
     selection: Selection = field(default_factory=Selection)
+    scratch: bool = False
 
     def __post_init__(self) -> None:
         if (self.batch_size is not None and self.batch_size < 1) or self.max_workers < 1:
@@ -302,7 +304,8 @@ def survey(
             continue
         modified_us = settled.get(id)
         if modified_us is not None and (
-            present.get(id) == (found.size_bytes, modified_us)
+            options.scratch
+            or present.get(id) == (found.size_bytes, modified_us)
             or dropped.get(id) == (found.etag, found.size_bytes)
             or mirror.holds(found)
         ):

@@ -88,8 +88,11 @@ class Supply:
         return None
 
     @contextmanager
-    def bring(self, key: str, sha256: str | None = None) -> Iterator[None]:
+    def bring(self, key: str, sha256: str | None = None, found: RemoteObject | None = None) -> Iterator[None]:
         """Have the file of ``key`` in the mirror for as long as the block.
+
+        With ``found``, what a listing said of it, a mirror that never held it fetches it too, and one that holds
+        another version of it fetches this one.
 
         Raises:
             SettingsError: it has to be fetched, and the bucket refuses.
@@ -99,8 +102,8 @@ class Supply:
             self._reached = max(self._reached, self._places.get(key, 0))
             self._read.notify_all()
         with self._budget.reading(key) if self._budget else nullcontext():
-            if not self._mirror.path_for(key).is_file():
-                self._fetch(key, sha256, ahead=False)
+            if not self._mirror.path_for(key).is_file() or not self._is(key, sha256, found):
+                self._fetch(key, sha256, ahead=False, found=found)
             yield
 
     def spent(self, keys: Sequence[str]) -> None:
@@ -108,21 +111,30 @@ class Supply:
         if self._budget is not None and keys:
             self._budget.spent(keys)
 
-    def _fetch(self, key: str, sha256: str | None, *, ahead: bool) -> None:
+    def _is(self, key: str, sha256: str | None, found: RemoteObject | None) -> bool:
+        """Whether the mirror's file is the one that is meant; only copies of what others took in can be another."""
+        if found is None or sha256 is None:
+            return True
+        state = self._mirror.inspect(key)
+        return state is not None and state.sha256 == sha256
+
+    def _fetch(self, key: str, sha256: str | None, *, ahead: bool, found: RemoteObject | None = None) -> None:
         with self._locks[key]:
-            if self._mirror.path_for(key).is_file():
+            if self._mirror.path_for(key).is_file() and self._is(key, sha256, found):
                 return
-            known = self._mirror.state(key)
-            if known is None or known.etag is None:
+            known = self._mirror.state(key) if found is None else None
+            if found is None and (known is None or known.etag is None):
                 raise FileFailed("not in the mirror; run `audio-assets run` to fetch it")
             try:
                 client, bucket = self._client()
             except SettingsError as error:
                 raise FileFailed(f"not in the mirror, and cannot be fetched: {error}") from error
-            found = RemoteObject(key, known.etag, known.size_bytes, known.last_modified)
+            if known is not None and known.etag is not None:
+                found = RemoteObject(key, known.etag, known.size_bytes, known.last_modified)
+            assert found is not None  # noqa: S101
             room = nullcontext()
             if self._budget is not None:
-                room = self._budget.room(key, known.size_bytes, self._cancelled, ahead=ahead)  # type: ignore[assignment]
+                room = self._budget.room(key, found.size_bytes, self._cancelled, ahead=ahead)  # type: ignore[assignment]
             try:
                 with room:
                     state = download(client, bucket, found, self._mirror, cancelled=self._cancelled)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from dagster import ConfigurableIOManager, InputContext, MetadataValue, OutputContext
+from dagster import ConfigurableIOManager, Failure, InputContext, MetadataValue, OutputContext
 from pydantic import Field
 
 from audio_assets import schemas, settings
-from audio_assets.errors import SchemaError
+from audio_assets.errors import SchemaError, SupersededError
 from audio_assets.partitions import prefix_for
+from audio_assets.resources.home import HomeResource
 
 if TYPE_CHECKING:
+    from audio_assets.storage.objects import Objects
     from audio_assets.storage.partition_files import PartitionFile, PartitionStore, Unreadable
     from audio_assets.storage.warehouse import Warehouse
+
+_fences: dict[tuple[str, str], int] = {}
+"""The number of each run of a partition in this process. A run that goes on in another process has another."""
+_fences_lock = threading.Lock()
 
 UNCHANGED = "unchanged"
 """Output metadata: True says that the rows are those that are stored, and that their file is to stay as it is."""
@@ -57,13 +64,57 @@ class PartitionedDuckDBIOManager(ConfigurableIOManager):
         """The partition files."""
         from audio_assets.storage.partition_files import PartitionStore
 
-        return PartitionStore(self.tables_root or settings.home().tables)
+        return PartitionStore(self.tables_root or settings.home().record)
+
+    def objects(self) -> Objects | None:
+        """What all machines share, where the home is in a bucket."""
+        return HomeResource().objects() if self.tables_root is None else None
+
+    def fence(self, run_id: str, partition: str) -> int | None:
+        """The number of this run of a partition, in this process: what it publishes gives way to a greater one's.
+
+        To be asked for before anything is read. None where the home is a directory.
+
+        Raises:
+            SettingsError: the bucket cannot be written.
+        """
+        objects = self.objects()
+        if objects is None:
+            return None
+        with _fences_lock:
+            if (run_id, partition) not in _fences:
+                from audio_assets.storage.partition_files import file_name_for
+
+                _fences[run_id, partition] = objects.next_number(f"fences/{file_name_for(partition)}.json")
+            return _fences[run_id, partition]
+
+    def publish(self) -> str | None:
+        """Bring the warehouse up to date and publish it; its URL, None where the home is a directory.
+
+        Raises:
+            SupersededError: a newer one was published meanwhile.
+        """
+        objects = self.objects()
+        if objects is None:
+            return None
+        from audio_assets.storage import published
+
+        number = objects.next_number("fences/warehouse.json")
+        warehouse = self.warehouse()
+        warehouse.refresh()
+        return f"{objects.shown}/{published.publish(objects, warehouse.path, number)}"
 
     def warehouse(self) -> Warehouse:
         """The database that follows them."""
         from audio_assets.storage.warehouse import Warehouse
 
         path = Path(self.database).expanduser().absolute() if self.database else settings.home().warehouse
+        objects = self.objects()
+        if objects is not None and not path.exists():
+            from audio_assets.storage import published
+
+            # What was published spares this machine to load every partition.
+            published.fetch(objects, path)
         return Warehouse(path, self.store(), self.lock_timeout_s)
 
     def handle_output(self, context: OutputContext, obj: Any) -> None:
@@ -72,30 +123,48 @@ class PartitionedDuckDBIOManager(ConfigurableIOManager):
             return
         table = _table_for(context)
         data = _as_arrow(table, obj)
-        warehouse = self.warehouse()
-        kept = _kept(context, warehouse.store, table)
-        if kept is not None:
-            written = [kept]
-        elif not table.partitioned:
-            written = [warehouse.store.write(table, data, None)]
-        elif len(context.asset_partition_keys) == 1:
-            written = [warehouse.store.write(table, data, context.asset_partition_keys[0])]
-        else:
-            parts = _split(table, data, context.asset_partition_keys)
-            written = [warehouse.store.write(table, part, key) for key, part in parts.items()]
-        refresh = warehouse.refresh([table.name])
+        store = self.store()
+
+        def write(rows: pa.Table, partition: str | None) -> PartitionFile:
+            fence = None if partition is None else self.fence(context.run_id, partition)
+            return store.write(table, rows, partition, fence)
+
+        try:
+            kept = _kept(context, store, table)
+            if kept is not None:
+                written = [kept]
+            elif not table.partitioned:
+                written = [write(data, None)]
+            elif len(context.asset_partition_keys) == 1:
+                written = [write(data, context.asset_partition_keys[0])]
+            else:
+                parts = _split(table, data, context.asset_partition_keys)
+                written = [write(part, key) for key, part in parts.items()]
+        except SupersededError as error:
+            raise Failure(str(error), metadata={"exit_code": error.exit_code}, allow_retries=False) from error
+        if self.objects() is not None:
+            # One publisher loads for all: a machine of the cluster may never load another partition.
+            self._describe(context, table, data, written, "left to the publisher")
+            return
+        refresh = self.warehouse().refresh([table.name])
         for skipped in refresh.skipped:
             context.log.warning(f"left out of the warehouse: {skipped.reason}")
         if refresh.deferred:
             context.log.info(f"the rows are stored; the warehouse follows later: {refresh.deferred}")
+        state = f"deferred: {refresh.deferred}" if refresh.deferred else "loaded"
+        self._describe(context, table, data, written, state)
+
+    def _describe(
+        self, context: OutputContext, table: schemas.Table, data: pa.Table, written: list[PartitionFile], state: str
+    ) -> None:
         count = "dagster/partition_row_count" if table.partitioned else "dagster/row_count"
         context.add_output_metadata(
             {
                 count: data.num_rows,
                 "dagster/table_name": table.name,
-                "dagster/uri": MetadataValue.text(written[0].uri if len(written) == 1 else warehouse.store.root),
+                "dagster/uri": MetadataValue.text(written[0].uri if len(written) == 1 else self.store().root),
                 "size_bytes": sum(file.size_bytes for file in written),
-                "warehouse": f"deferred: {refresh.deferred}" if refresh.deferred else "loaded",
+                "warehouse": state,
             }
         )
 
@@ -110,6 +179,8 @@ class PartitionedDuckDBIOManager(ConfigurableIOManager):
         warn = None if partitions is not None and len(partitions) == 1 else lambda bad: _warn(context, bad)
         wanted = getattr(context.dagster_type.typing_type, "__name__", "")
         store = self.store()
+        if partitions is not None and len(partitions) == 1 and context.step_context is not None:
+            self.fence(context.step_context.run_id, partitions[0])
         if wanted == "DuckDBPyRelation":
             import duckdb
 

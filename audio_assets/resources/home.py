@@ -11,14 +11,25 @@ from audio_assets.errors import SettingsError, machine_trouble
 from audio_assets.ingest.disk_budget import DiskBudget, index_path
 from audio_assets.ingest.mirror import Mirror
 from audio_assets.ingest.selection import Selection
+from audio_assets.resources.travelling import Travelling
 from audio_assets.speech.cache import TranscriptCache
+from audio_assets.speech.ledger import journal_directory
+from audio_assets.speech.shared_cache import SharedTranscriptCache
+from audio_assets.speech.shared_cap import BucketCap, SharedCap
+from audio_assets.storage import atomic
+from audio_assets.storage.objects import Objects
+
+_shared: dict[str, Objects] = {}
+_caches: dict[str, SharedTranscriptCache] = {}
+"""One for each home in a bucket: a cache renews its claims for as long as the process lives."""
 
 
-class HomeResource(ConfigurableResource):  # type: ignore[type-arg]
+class HomeResource(Travelling, ConfigurableResource):  # type: ignore[type-arg]
     """The directories under ``AUDIO_ASSETS_HOME`` and how keys are grouped into partitions."""
 
     root: str | None = Field(
-        default=None, description="Directory for everything; by default AUDIO_ASSETS_HOME, else ./data."
+        default=None,
+        description="Directory, or URL of a bucket's folder; by default AUDIO_ASSETS_HOME, else ./data.",
     )
     prefix_depth: int | None = Field(
         default=None,
@@ -31,7 +42,16 @@ class HomeResource(ConfigurableResource):  # type: ignore[type-arg]
 
     def paths(self) -> settings.Home:
         """The directories, absolute."""
-        return settings.Home(Path(self.root).expanduser().absolute()) if self.root else settings.home()
+        return settings.home_at(self.root) if self.root else settings.home()
+
+    def objects(self) -> Objects | None:
+        """What all machines share, where the home is in a bucket."""
+        shared = self.paths().shared
+        if shared is None:
+            return None
+        if shared not in _shared:
+            _shared[shared] = Objects(shared)
+        return _shared[shared]
 
     def depth(self) -> int:
         """Folders of a key that make its partition."""
@@ -64,7 +84,19 @@ class HomeResource(ConfigurableResource):  # type: ignore[type-arg]
             SettingsError: the home holds another bucket's corpus, or cannot be written.
             StorageError: the disk is full or broken.
         """
-        paths = self.paths()
+        paths, objects = self.paths(), self.objects()
+        if objects is not None:
+            if objects.put("bucket", bucket.encode(), is_new=True) is None:
+                found = objects.get("bucket")
+                holds = found[0].decode() if found else bucket
+                if holds != bucket:
+                    raise SettingsError(
+                        f"AUDIO_ASSETS_HOME {objects.shown} holds the corpus of the bucket {holds!r}, and R2_BUCKET is "
+                        f"{bucket!r}; set AUDIO_ASSETS_HOME to another folder, one for each bucket"
+                    )
+            paths.root.mkdir(parents=True, exist_ok=True)
+            paths.bucket.write_text(bucket, encoding="utf-8")
+            return
         try:
             paths.root.mkdir(parents=True, exist_ok=True)
             with paths.bucket.open("x", encoding="utf-8") as file:
@@ -100,4 +132,39 @@ class HomeResource(ConfigurableResource):  # type: ignore[type-arg]
 
     def cache(self) -> TranscriptCache:
         """Stored transcription results."""
-        return TranscriptCache(self.paths().cache)
+        objects = self.objects()
+        if objects is None:
+            return TranscriptCache(self.paths().cache)
+        return _caches.setdefault(objects.shown, SharedTranscriptCache(objects))
+
+    def cap(self, name: str, run: str) -> SharedCap:
+        """The part of ``run`` in the account ``name`` that several runs have in common."""
+        path, objects = self.paths().ledger / "caps" / f"{name}.json", self.objects()
+        return SharedCap(path, run) if objects is None else BucketCap(objects, f"ledger/caps/{path.name}", run)
+
+    def push_ledger(self, prefix: str) -> None:
+        """Bring this machine's journals of a prefix to where all machines share them."""
+        objects, directory = self.objects(), journal_directory(self.paths().ledger, prefix)
+        for path in directory.glob("*.jsonl") if objects is not None else ():
+            objects.put(f"ledger/{directory.name}/{path.name}", path.read_bytes())  # type: ignore[union-attr]
+
+    def pull_ledger(self, prefix: str) -> None:
+        """Bring the journals of a prefix that other machines wrote to this one."""
+        objects, directory = self.objects(), journal_directory(self.paths().ledger, prefix)
+        if objects is None:
+            return
+        for name in objects.names(f"ledger/{directory.name}"):
+            path = directory / name.rpartition("/")[2]
+            found = None if path.exists() else objects.get(name)
+            if found is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                atomic.write_bytes(path, found[0])
+
+    def publish(self, path: Path) -> str | None:
+        """Bring a file or a directory of this machine's copies to where all share it; its URL, None when none is."""
+        objects, root = self.objects(), self.paths().root
+        if objects is None:
+            return None
+        for file in sorted(p for p in (path.rglob("*") if path.is_dir() else [path]) if p.is_file()):
+            objects.upload(file, file.relative_to(root).as_posix())
+        return f"{objects.shown}/{path.relative_to(root).as_posix()}"

@@ -8,10 +8,14 @@ that happens.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from dagster import ConfigurableResource
 from pydantic import Field
+
+from audio_assets import settings
+from audio_assets.errors import SettingsError
+from audio_assets.resources.metrics import metered
 
 Item = TypeVar("Item")
 Item_contra = TypeVar("Item_contra", contravariant=True)
@@ -55,6 +59,14 @@ class Stage(Protocol[Item_contra, Result]):
         """What was counted so far by this copy of the stage; those of all copies are added."""
         ...
 
+    def within(self, cores: float) -> Stage[Item_contra, Result]:
+        """This stage for a worker that may use so many cores."""
+        ...
+
+    def runs_model(self) -> bool:
+        """Whether a GPU would help."""
+        ...
+
     def alike(self) -> str:
         """What must be the same wherever the stage is applied, such as a model's fingerprint. Loads what it needs."""
         ...
@@ -75,7 +87,7 @@ class Results(Protocol[Result_co]):
 
 
 class MapperResource(ConfigurableResource):  # type: ignore[type-arg]
-    """Applies stages to files: in this process.
+    """Applies stages to files: in this process, or by workers on a Ray cluster.
 
     Example:
         .. code-block:: python
@@ -85,7 +97,11 @@ class MapperResource(ConfigurableResource):  # type: ignore[type-arg]
                     ...
     """
 
-    kind: Literal["local"] = Field(default="local", description="`local`: threads and processes of this machine.")
+    kind: str | None = Field(
+        default=None,
+        description="`local`: threads and processes of this machine. `ray`: workers on the cluster of RAY_ADDRESS. "
+        "By default AUDIO_ASSETS_MAPPER.",
+    )
 
     def map(self, stage: Stage[Item, Result], items: Sequence[Item], tell: Tell = lambda news: None) -> Results[Result]:
         """Apply ``stage`` to ``items``: one result per item, as they come; ``tell`` takes what it says meanwhile.
@@ -93,7 +109,16 @@ class MapperResource(ConfigurableResource):  # type: ignore[type-arg]
         Raises:
             SettingsError: every file would fail.
         """
-        return _Local(stage, items, tell)
+        kind = self.kind or settings.load().audio_assets_mapper
+        if kind not in ("local", "ray"):
+            raise SettingsError(f"AUDIO_ASSETS_MAPPER {kind!r} is unknown; use local or ray")
+        results: Results[Result] = _Local(stage, items, tell)
+        if kind == "ray" and items:
+            from audio_assets.resources.ray_mapper import RayResults, connect
+
+            results = RayResults(connect(), stage, items, tell)
+        counted: Results[Result] = metered(results, stage, len(items))
+        return counted
 
 
 class _Local(Generic[Item, Result]):

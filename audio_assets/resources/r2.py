@@ -15,6 +15,7 @@ from audio_assets import settings
 from audio_assets.errors import SettingsError
 from audio_assets.ingest.remote_errors import settings_error, translated
 from audio_assets.resources.run_config import refuse_in_run_config
+from audio_assets.resources.travelling import Travelling
 
 _NOT_OF_A_RUN = {
     "endpoint_url": "R2_ENDPOINT_URL",
@@ -36,7 +37,7 @@ def _service_models() -> Any:
     return botocore.session.Session().get_component("data_loader")
 
 
-class R2Resource(S3Resource):
+class R2Resource(Travelling, S3Resource):
     """Gives a boto3 client for an R2 bucket, or for any other S3 server.
 
     A field that is left out is read from the environment when a run needs it, so that definitions load without any.

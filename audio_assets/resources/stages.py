@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +13,7 @@ import pyarrow as pa
 from audio_assets.errors import FileDeferred, FileFailed
 from audio_assets.ingest import intake
 from audio_assets.ingest.intake import IntakeOptions, Taken, Task
+from audio_assets.ingest.listing import RemoteObject
 from audio_assets.ingest.supply import Supply
 from audio_assets.resources.home import HomeResource
 from audio_assets.resources.mapper import Tell
@@ -21,7 +22,6 @@ from audio_assets.resources.whisper import WhisperResource
 from audio_assets.speech.decode import Limits
 from audio_assets.speech.ledger import Account
 from audio_assets.speech.openai_api import OpenAIEngine
-from audio_assets.speech.shared_cap import SharedCap
 from audio_assets.speech.transcribe import AudioFile, FileTranscript, TranscribeOptions, fingerprint, transcribe_files
 from audio_assets.text.tokenize import TokenizeOptions, tokenize
 from audio_assets.text.workers import tokenize_in_workers
@@ -79,9 +79,22 @@ class TakeIn:
         """Nothing is counted."""
         return {}
 
+    def within(self, cores: float) -> TakeIn:
+        """Downloads wait for the network, not for a core."""
+        return self
+
+    def runs_model(self) -> bool:
+        """Nothing is recognised."""
+        return False
+
     def alike(self) -> str:
         """Bytes are bytes."""
         return ""
+
+
+def _remote(item: AudioFile) -> RemoteObject | None:
+    """What a listing said of a recording."""
+    return None if item.etag is None else RemoteObject(item.id, item.etag, item.size_bytes, item.last_modified)
 
 
 @dataclass(frozen=True)
@@ -114,6 +127,10 @@ class Transcribe:
         """One transcript per recording."""
         alone = isinstance(items, Sequence)
         cache = self.home.cache()
+        shared = self.home.paths().shared is not None
+        if shared and not alone:
+            mirror = self.home.mirror()
+            items = (replace(item, path=mirror.path_for(item.id)) for item in items)
         with closing(self._account(alone)) as account, supply_of(self.home, self.r2) as supply:
             engine = self.whisper.billed_engine(account, cache)
             if isinstance(items, Sequence):
@@ -133,7 +150,7 @@ class Transcribe:
                 fresh_ids=self.fresh_ids,
                 limits=self.limits,
                 on_stop=stop,
-                bring=lambda item: supply.bring(item.id, item.sha256),
+                bring=lambda item: supply.bring(item.id, item.sha256, _remote(item) if shared else None),
                 on_window=lambda id, seconds, known: tell((id, seconds, known)),
                 live=not alone,
             )
@@ -149,14 +166,15 @@ class Transcribe:
             finally:
                 self._figures = account.figures()
                 supply.spent(spent)
+                self.home.push_ledger(self.prefix)
 
     def _account(self, alone: bool) -> Account:
         """The budget of this copy of the stage; copies and the runs of one backfill have one in common."""
         budget, root = self.budget, self.home.paths().ledger
         common = budget.backfill or (None if alone else budget.run)
         name = budget.run if alone else f"{budget.run}/{uuid.uuid4().hex}"
-        capped = common and budget.cap_usd is not None
-        shared = SharedCap(root / "caps" / f"{common}.json", name) if capped else None
+        capped = budget.cap_usd is not None
+        shared = self.home.cap(common, name) if common and capped else None
         return Account(budget.cap_usd, root, lambda id: self.prefix, budget.run, shared)
 
     def name(self, item: AudioFile) -> str:
@@ -179,6 +197,16 @@ class Transcribe:
     def figures(self) -> dict[str, float]:
         """The money, as `Account.figures` has it."""
         return self._figures
+
+    def within(self, cores: float) -> Transcribe:
+        """No more transcriptions at once than cores; requests to an API wait, whatever there is."""
+        if self.whisper.engine_name() != "local" or self.max_workers is not None:
+            return self
+        return replace(self, max_workers=max(1, int(cores)))
+
+    def runs_model(self) -> bool:
+        """Where the weights are local."""
+        return self.whisper.engine_name() == "local"
 
     def alike(self) -> str:
         """The key under which the results are kept: weights, options, versions."""
@@ -233,6 +261,14 @@ class Tokenize:
     def figures(self) -> dict[str, float]:
         """Nothing is counted."""
         return {}
+
+    def within(self, cores: float) -> Tokenize:
+        """A worker is one process."""
+        return self
+
+    def runs_model(self) -> bool:
+        """Rules, no weights."""
+        return False
 
     def alike(self) -> str:
         """Which rules each language has follows from the versions of the libraries."""

@@ -14,6 +14,7 @@ from pydantic import Field
 from audio_assets import settings
 from audio_assets.errors import SettingsError
 from audio_assets.resources.run_config import refuse_in_run_config
+from audio_assets.resources.travelling import Travelling
 from audio_assets.speech import capabilities
 from audio_assets.speech.cache import TranscriptCache
 from audio_assets.speech.capabilities import CAPABILITIES
@@ -29,7 +30,7 @@ _engines: dict[tuple[Any, ...], Engine] = {}
 _engines_lock = threading.Lock()
 
 
-class WhisperResource(ConfigurableResource):  # type: ignore[type-arg]
+class WhisperResource(Travelling, ConfigurableResource):  # type: ignore[type-arg]
     """Chooses and configures the engine. Whatever is not set comes from the environment when a run starts.
 
     Example:

@@ -54,13 +54,13 @@ class TranscriptCache:
             return None
         if path.with_suffix(".lock").exists():
             self._clear_lock(sha256, fingerprint)
-        return _unseal(text)
+        return unseal(text)
 
     def put(self, sha256: str, fingerprint: str, result: dict[str, Any]) -> None:
         """Store a finished transcript, complete or not at all, and forget the windows that led to it."""
         path = self.path_for(sha256, fingerprint)
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic.write_bytes(path, _seal(result).encode("utf-8"))
+        atomic.write_bytes(path, seal(result).encode("utf-8"))
         # What a run left that was killed while it wrote this.
         atomic.remove_stale_temps(path.parent)
         self._windows_path(sha256, fingerprint).unlink(missing_ok=True)
@@ -73,7 +73,7 @@ class TranscriptCache:
             return {}
         found: dict[str, dict[str, Any]] = {}
         for line in data.split(b"\n"):
-            entry = _unseal(line.decode("utf-8", "replace"))
+            entry = unseal(line.decode("utf-8", "replace"))
             if entry is not None and isinstance(entry.get("window"), str):
                 found[entry["window"]] = entry
         return found
@@ -83,7 +83,7 @@ class TranscriptCache:
         path = self._windows_path(sha256, fingerprint)
         path.parent.mkdir(parents=True, exist_ok=True)
         # A leading newline ends a line that a killed writer left half-written.
-        line = b"\n" + _seal({**result, "window": window}).encode("utf-8") + b"\n"
+        line = b"\n" + seal({**result, "window": window}).encode("utf-8") + b"\n"
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             os.write(handle, line)
@@ -134,12 +134,14 @@ class TranscriptCache:
         return self.path_for(sha256, fingerprint).with_suffix(".windows.jsonl")
 
 
-def _seal(result: dict[str, Any]) -> str:
+def seal(result: dict[str, Any]) -> str:
+    """An entry as text, with a checksum."""
     body = json.dumps(result, ensure_ascii=False, sort_keys=True, allow_nan=False)
     return json.dumps({"checksum": _checksum(body), "result": result}, ensure_ascii=False, sort_keys=True)
 
 
-def _unseal(text: str) -> dict[str, Any] | None:
+def unseal(text: str) -> dict[str, Any] | None:
+    """What `seal` made a text of; None when it is damaged."""
     try:
         entry = json.loads(text)
         result = entry["result"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from filelock import FileLock
 
@@ -17,6 +18,18 @@ class Money:
 
     spent_usd: float = 0.0
     reserved_usd: float = 0.0
+
+
+class Objects(Protocol):
+    """What an account in a bucket needs: see `audio_assets.storage.objects`."""
+
+    def get(self, name: str) -> tuple[bytes, str] | None:
+        """Bytes and ETag."""
+        ...
+
+    def put(self, name: str, body: bytes, *, replaces: str | None = None, is_new: bool = False) -> str | None:
+        """Store under a condition; None when it does not hold."""
+        ...
 
 
 class SharedCap:
@@ -65,3 +78,39 @@ class SharedCap:
         atomic.write_bytes(
             self._path, json.dumps({run: [m.spent_usd, m.reserved_usd] for run, m in runs.items()}).encode()
         )
+
+
+class BucketCap(SharedCap):
+    """A cap in common with runs on other machines: an object that is replaced only as it was read."""
+
+    def __init__(self, objects: Objects, name: str, run: str):
+        self._objects, self._name, self._run = objects, name, run
+
+    def others(self) -> Money:
+        """What all the other runs have spent and set aside."""
+        return self._sum(self._read_object()[0])
+
+    def take(self, mine: Money, cap_usd: float) -> bool:
+        """Write down ``mine`` if it fits into the cap together with the others'; gives whether it does."""
+        return self._replace(mine, cap_usd)
+
+    def settle(self, mine: Money) -> None:
+        """Write down what became of a reservation."""
+        self._replace(mine, None)
+
+    def _replace(self, mine: Money, cap_usd: float | None) -> bool:
+        while True:
+            runs, etag = self._read_object()
+            others = self._sum(runs)
+            total = others.spent_usd + others.reserved_usd + mine.spent_usd + mine.reserved_usd
+            if cap_usd is not None and total > cap_usd:
+                return False
+            amounts = {run: [m.spent_usd, m.reserved_usd] for run, m in {**runs, self._run: mine}.items()}
+            if self._objects.put(self._name, json.dumps(amounts).encode(), replaces=etag, is_new=etag is None):
+                return True
+
+    def _read_object(self) -> tuple[dict[str, Money], str | None]:
+        found = self._objects.get(self._name)
+        if found is None:
+            return {}, None
+        return {run: Money(*amounts) for run, amounts in json.loads(found[0]).items()}, found[1]

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,17 @@ _HELD_POLL_S = 0.1
 
 @dataclass(frozen=True)
 class AudioFile:
-    """A file to transcribe: its id (object key), where it lies, and the SHA-256 of its bytes."""
+    """A file to transcribe: its id (object key), where it lies, and the SHA-256 of its bytes.
+
+    The rest is what a listing said of it, for machines that have to fetch it.
+    """
 
     id: str
     path: Path
     sha256: str
+    etag: str | None = None
+    size_bytes: int = 0
+    last_modified: datetime | None = None
 
 
 @dataclass(frozen=True)

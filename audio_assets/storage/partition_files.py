@@ -128,15 +128,19 @@ class PartitionStore:
         """The root as text, without credentials."""
         return self._place.shown
 
-    def write(self, table: schemas.Table, data: pa.Table, partition: str | None) -> PartitionFile:
+    def write(
+        self, table: schemas.Table, data: pa.Table, partition: str | None, fence: int | None = None
+    ) -> PartitionFile:
         """Replace one partition by ``data``, whole or not at all; zero rows are an explicit, empty partition.
 
         Args:
             table: the table that the partition belongs to.
             data: the rows; columns are matched by name. They are stored in the order of the table's key.
             partition: any text; None for a table without partitions.
+            fence: in a bucket, whoever has the greater one wins, whoever comes first.
 
         Raises:
+            SupersededError: somebody with a greater ``fence`` has written the partition.
             SchemaError: a column is missing, unknown, of another type, or holds a null or NUL it may not. Nothing is
                 replaced.
             StorageError: the disk or the bucket refused. What was there before is untouched.
@@ -147,7 +151,7 @@ class PartitionStore:
         metadata = _metadata(table, partition)
         path = f"{table.name}/{file_name_for(partition)}"
         atomic.crash_point("partition:before-write")
-        identity, size = self._place.write(path, lambda sink: _write_parquet(sink, rows, table.key, metadata))
+        identity, size = self._place.write(path, lambda sink: _write_parquet(sink, rows, table.key, metadata), fence)
         count: int = rows.num_rows
         return PartitionFile(table.name, partition, self._place.uri(path), identity, size, lambda: count)
 

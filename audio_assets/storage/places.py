@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from audio_assets import settings
-from audio_assets.errors import SettingsError, StorageError
+from audio_assets.errors import SettingsError, StorageError, SupersededError
 from audio_assets.storage import atomic
 
 _BUCKET_THREADS = 16
@@ -24,6 +24,9 @@ _BUCKET_THREADS = 16
 _WHOLE_BYTES = 4 * 2**20
 
 _UPLOAD_PIECE_BYTES = 10 * 2**20
+
+_FENCE = "fence"
+"""Name of the metadata that says which run wrote an object."""
 
 _DENIED = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "Unauthorized", "HTTP status 403")
 
@@ -50,8 +53,11 @@ class Place(Protocol):
         """The `pyarrow.fs.FileSystem` that ``path`` lies in, and its path there."""
         ...
 
-    def write(self, path: str, produce: Callable[[Any], None]) -> tuple[str, int]:
-        """Replace ``path`` by what ``produce`` writes to the sink it is given; return identity and size."""
+    def write(self, path: str, produce: Callable[[Any], None], fence: int | None = None) -> tuple[str, int]:
+        """Replace ``path`` by what ``produce`` writes to the sink it is given; return identity and size.
+
+        With a ``fence`` only if nobody with a greater one has written there.
+        """
         ...
 
     def exists(self, path: str) -> bool:
@@ -132,8 +138,11 @@ class Directory:
 
         return fs.LocalFileSystem(), str(self.root / path)
 
-    def write(self, path: str, produce: Callable[[Any], None]) -> tuple[str, int]:
-        """Replace ``path`` by what ``produce`` writes; return identity and size in bytes."""
+    def write(self, path: str, produce: Callable[[Any], None], fence: int | None = None) -> tuple[str, int]:
+        """Replace ``path`` by what ``produce`` writes; return identity and size in bytes.
+
+        Runs on one machine take turns under a lock, so a ``fence`` says nothing here.
+        """
         target = self.root / path
         try:
             if target.parent.name not in self._cleaned:
@@ -246,11 +255,11 @@ class Bucket:
 
     def list(self, table: str) -> list[tuple[str, str, int]]:
         """Name, identity and size in bytes of each Parquet file of ``table``, in no order."""
-        folder = self._key(table) + "/"
+        folder = self.key(table) + "/"
         found: list[tuple[str, str, int]] = []
-        with self._errors(table):
+        with self.errors(table):
             pages = (
-                self._client()
+                self.client()
                 .get_paginator("list_objects_v2")
                 .paginate(Bucket=self._location.bucket, Prefix=folder, Delimiter="/")
             )
@@ -266,7 +275,7 @@ class Bucket:
         """Open ``path`` for random reads."""
         import pyarrow as pa
 
-        with self._errors(path):
+        with self.errors(path):
             source = self._filesystem().open_input_file(self._path(path))
             size = source.size()
             # One request for the whole of a small file instead of one for each of its columns.
@@ -278,8 +287,12 @@ class Bucket:
         """The bucket's file system, and bucket and key."""
         return self._filesystem(), self._path(path)
 
-    def write(self, path: str, produce: Callable[[Any], None]) -> tuple[str, int]:
-        """Replace ``path`` by what ``produce`` writes; return identity and size in bytes."""
+    def write(self, path: str, produce: Callable[[Any], None], fence: int | None = None) -> tuple[str, int]:
+        """Replace ``path`` by what ``produce`` writes; return identity and size in bytes.
+
+        Raises:
+            SupersededError: somebody with a greater ``fence`` has written there.
+        """
         import pyarrow as pa
 
         # Closing an upload completes it, even after an error: the file is made whole before the upload begins.
@@ -287,34 +300,72 @@ class Bucket:
         produce(buffer)
         body = buffer.getvalue()
         atomic.crash_point("partition:before-rename")
-        with self._errors(path):
+        if fence is not None:
+            return self._write_fenced(path, body, fence)
+        with self.errors(path):
             with self._filesystem().open_output_stream(self._path(path)) as sink:
                 for start in range(0, body.size, _UPLOAD_PIECE_BYTES):
                     sink.write(body.slice(start, min(_UPLOAD_PIECE_BYTES, body.size - start)))
-            head = self._client().head_object(Bucket=self._location.bucket, Key=self._key(path))
+            head = self.client().head_object(Bucket=self._location.bucket, Key=self.key(path))
         atomic.crash_point("partition:after-rename")
         return head["ETag"].strip('"'), int(head["ContentLength"])
+
+    def _write_fenced(self, path: str, body: Any, fence: int) -> tuple[str, int]:
+        """Put ``body`` unless somebody with a greater ``fence`` has put theirs: the bucket decides between two."""
+        from botocore.exceptions import ClientError
+
+        where = {"Bucket": self._location.bucket, "Key": self.key(path)}
+        with self.errors(path):
+            while True:
+                try:
+                    there = self.client().head_object(**where)
+                except ClientError as error:
+                    if error.response["Error"].get("Code") not in ("404", "NoSuchKey", "NotFound"):
+                        raise
+                    there = None
+                if there is not None and int(there["Metadata"].get(_FENCE, 0)) > fence:
+                    raise SupersededError(
+                        f"{self.uri(path)}: a newer run has published this since the run began; its rows stand, those"
+                        " of this run are dropped. Nothing is to be done"
+                    )
+                condition = {"IfNoneMatch": "*"} if there is None else {"IfMatch": there["ETag"]}
+                try:
+                    done = self.client().put_object(
+                        **where, Body=body.to_pybytes(), Metadata={_FENCE: str(fence)}, **condition
+                    )
+                    break
+                except ClientError as error:
+                    if error.response["Error"].get("Code") not in ("PreconditionFailed", "412", "404", "NoSuchKey"):
+                        raise
+        atomic.crash_point("partition:after-rename")
+        return done["ETag"].strip('"'), body.size
 
     def exists(self, path: str) -> bool:
         """Whether there is a file at ``path``."""
         from pyarrow import fs
 
-        with self._errors(path):
+        with self.errors(path):
             return bool(self._filesystem().get_file_info(self._path(path)).type == fs.FileType.File)
 
     def delete(self, path: str) -> bool:
         """Remove ``path``; False when it was not there."""
         if not self.exists(path):
             return False
-        with self._errors(path):
-            self._client().delete_object(Bucket=self._location.bucket, Key=self._key(path))
+        with self.errors(path):
+            self.client().delete_object(Bucket=self._location.bucket, Key=self.key(path))
         return True
 
-    def _key(self, path: str) -> str:
+    @property
+    def bucket(self) -> str:
+        """The bucket's name."""
+        return self._location.bucket
+
+    def key(self, path: str) -> str:
+        """The whole key of ``path``."""
         return f"{self._location.folder}/{path}" if self._location.folder else path
 
     def _path(self, path: str) -> str:
-        return f"{self._location.bucket}/{self._key(path)}"
+        return f"{self._location.bucket}/{self.key(path)}"
 
     def _filesystem(self) -> Any:
         if self._files is None:
@@ -335,7 +386,8 @@ class Bucket:
                 )
         return self._files
 
-    def _client(self) -> Any:
+    def client(self) -> Any:
+        """A boto3 client; safe to share between threads."""
         # pyarrow lists names, sizes and times; only the S3 API says the ETag, which is what tells two writes apart.
         if self._s3 is None:
             import boto3
@@ -360,7 +412,7 @@ class Bucket:
         return self._s3
 
     @contextlib.contextmanager
-    def _errors(self, path: str) -> Iterator[None]:
+    def errors(self, path: str) -> Iterator[None]:
         """Turn the errors of both S3 clients into ours."""
         from botocore.exceptions import BotoCoreError, ClientError
 

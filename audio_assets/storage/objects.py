@@ -1,0 +1,123 @@
+"""Objects in a bucket that many machines read and write: replaced whole, and only if nobody else did meanwhile."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from audio_assets.errors import SettingsError
+from audio_assets.storage.places import Bucket, place_for
+
+_PRECONDITION = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
+_MISSING = ("NoSuchKey", "404", "NotFound")
+
+
+class Objects:
+    """The objects below a folder of a bucket. A name is a path relative to it.
+
+    Args:
+        url: ``s3://bucket/folder`` or ``r2://bucket/folder``, as for `PartitionStore`.
+
+    Raises:
+        SettingsError: the URL names no bucket.
+    """
+
+    def __init__(self, url: str) -> None:
+        place = place_for(url)
+        if not isinstance(place, Bucket):
+            raise SettingsError(f"{url!r} names no bucket; write s3://bucket/folder or r2://bucket/folder")
+        self._place = place
+        self.shown = place.shown
+
+    def get(self, name: str) -> tuple[bytes, str] | None:
+        """Bytes and ETag; None when there is no such object.
+
+        Raises:
+            SettingsError: the bucket refuses.
+            StorageError: it failed in another way.
+        """
+        from botocore.exceptions import ClientError
+
+        with self._place.errors(name):
+            try:
+                found = self._place.client().get_object(Bucket=self._place.bucket, Key=self._place.key(name))
+                return found["Body"].read(), found["ETag"]
+            except ClientError as error:
+                if error.response["Error"].get("Code") in _MISSING:
+                    return None
+                raise
+
+    def put(self, name: str, body: bytes, *, replaces: str | None = None, is_new: bool = False) -> str | None:
+        """Store an object; its ETag, or None when a condition does not hold and nothing was done.
+
+        Args:
+            name: where.
+            body: what.
+            replaces: only if the object has this ETag.
+            is_new: only if there is no such object.
+
+        Raises:
+            SettingsError: the bucket refuses.
+            StorageError: it failed in another way.
+        """
+        from botocore.exceptions import ClientError
+
+        condition = {"IfMatch": replaces} if replaces else {"IfNoneMatch": "*"} if is_new else {}
+        with self._place.errors(name):
+            try:
+                done = self._place.client().put_object(
+                    Bucket=self._place.bucket, Key=self._place.key(name), Body=body, **condition
+                )
+                return str(done["ETag"])
+            except ClientError as error:
+                code = error.response["Error"].get("Code")
+                if condition and (code in _PRECONDITION or (replaces and code in _MISSING)):
+                    return None
+                raise
+
+    def names(self, folder: str) -> Iterator[str]:
+        """The names below ``folder``."""
+        start = self._place.key(folder.rstrip("/") + "/")
+        cut = len(self._place.key(""))
+        with self._place.errors(folder):
+            pages = (
+                self._place.client().get_paginator("list_objects_v2").paginate(Bucket=self._place.bucket, Prefix=start)
+            )
+            for page in pages:
+                for item in page.get("Contents", ()):
+                    yield item["Key"][cut:]
+
+    def delete(self, *names: str) -> None:
+        """Remove objects; those that are not there are not missed."""
+        for name in names:
+            with self._place.errors(name):
+                self._place.client().delete_object(Bucket=self._place.bucket, Key=self._place.key(name))
+
+    def upload(self, path: Path, name: str) -> None:
+        """Store a file, of any size."""
+        with self._place.errors(name):
+            self._place.client().upload_file(str(path), self._place.bucket, self._place.key(name))
+
+    def download(self, name: str, path: Path) -> None:
+        """Fetch an object to a file: the caller puts it in place."""
+        with self._place.errors(name):
+            self._place.client().download_file(self._place.bucket, self._place.key(name), str(path))
+
+    def next_number(self, name: str) -> int:
+        """A number greater than all that anybody was given under this ``name``: a fencing token."""
+        while True:
+            found = self.get(name)
+            number = 1 if found is None else int(json.loads(found[0])["number"]) + 1
+            body = json.dumps({"number": number}).encode()
+            if self.put(name, body, replaces=found[1] if found else None, is_new=found is None) is not None:
+                return number
+
+
+def read_json(found: tuple[bytes, str] | None) -> Any:
+    """What an object holds, if it is there and whole."""
+    try:
+        return None if found is None else json.loads(found[0])
+    except ValueError:
+        return None

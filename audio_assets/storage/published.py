@@ -1,0 +1,68 @@
+"""The warehouse in a bucket: built by one publisher, downloaded by whoever wants to read it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from audio_assets.errors import StorageError, SupersededError
+from audio_assets.storage import atomic
+from audio_assets.storage.objects import Objects, read_json
+
+LATEST = "warehouse/latest.json"
+"""Names the file that is current, and by which publisher: the greater number wins."""
+
+
+def publish(objects: Objects, database: Path, number: int) -> str:
+    """Make ``database`` the current one; returns its name.
+
+    It is put under the name of its content and then named by `LATEST`, so a reader never meets half of it. ``number``
+    was taken by `Objects.next_number` before the database was brought up to date.
+
+    Raises:
+        SupersededError: a publisher with a greater number was there first; what it published stands.
+    """
+    sha256 = _sha256(database)
+    name = f"warehouse/{sha256[:32]}.duckdb"
+    while True:
+        found = objects.get(LATEST)
+        latest = read_json(found) or {}
+        if int(latest.get("number", 0)) > number:
+            raise SupersededError(f"{objects.shown}/{LATEST}: a newer warehouse is published; this one is dropped")
+        if latest.get("file") != name:
+            objects.upload(database, name)
+        old = latest.get("file")
+        body = json.dumps({"file": name, "sha256": sha256, "number": number, "before": old}).encode()
+        if objects.put(LATEST, body, replaces=found[1] if found else None, is_new=found is None) is not None:
+            break
+    before = latest.get("before")
+    if before and before not in (name, old):
+        # The last but one: nobody begins to read it any more.
+        objects.delete(before)
+    return name
+
+
+def fetch(objects: Objects, database: Path) -> bool:
+    """Bring the current warehouse to ``database``, whole or not at all; False when it is there or none is published.
+
+    Raises:
+        StorageError: it came damaged.
+    """
+    latest = read_json(objects.get(LATEST))
+    if latest is None or (database.exists() and _sha256(database) == latest["sha256"]):
+        return False
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.replacing(database) as temp:
+        objects.download(latest["file"], temp)
+        if _sha256(temp) != latest["sha256"]:
+            raise StorageError(f"{objects.shown}/{latest['file']}: came damaged; try again")
+    return True
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
