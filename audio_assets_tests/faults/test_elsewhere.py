@@ -149,6 +149,8 @@ def _webhook(web: Web, mirror: Mirror, samples: Any) -> None:
     raise SettingsError(problem)
 
 
+# botocore leaves the body of a redirected answer unread, and its connection to the garbage collector.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("status", REDIRECTS)
 @pytest.mark.parametrize(
     "ask",
