@@ -129,11 +129,15 @@ def test_a_file_that_kills_its_workers_is_a_failed_row_and_its_neighbours_are_no
     assert all(isinstance(pid, int) for item, pid in results.items() if item != 7)
 
 
+ENOUGH = 600
+"""Files of 0.2 s that keep one node busy until a worker of the other has started, on a busy machine too."""
+
+
 def test_a_node_with_another_model_is_refused_in_one_line(two_nodes: TwoNodes) -> None:
     two_nodes.have_second(TOY_LIKENESS="another")
     try:
         with pytest.raises(SettingsError, match=r"has model and options .*install and configure the same on all nodes"):
-            run(Toy(seconds=0.05), 100)
+            run(Toy(seconds=0.2), ENOUGH)
     finally:
         two_nodes.kill_second()
 
@@ -149,7 +153,7 @@ def test_a_node_with_another_version_of_the_package_is_refused_in_one_line(two_n
     two_nodes.have_second(PYTHONPATH=f"{tmp_path / 'other'}:{os.environ['PYTHONPATH']}")
     try:
         with pytest.raises(SettingsError, match=r"has the source of audio_assets .* the same on all nodes") as raised:
-            run(Toy(seconds=0.05), 100)
+            run(Toy(seconds=0.2), ENOUGH)
         assert "\n" not in str(raised.value)
     finally:
         two_nodes.kill_second()
