@@ -7,8 +7,10 @@ by `require`, which names the variable.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -232,11 +234,22 @@ def below(url: str, folder: str) -> str:
 
 
 def load() -> Settings:
-    """Read the environment and ``.env``.
+    """The environment and ``.env`` as they are now. What is given is shared: not to be changed.
 
     Raises:
         SettingsError: a variable is set to something it cannot be; the message names it.
     """
+    try:
+        file = Path(".env").stat()
+        written = (file.st_ino, file.st_size, file.st_mtime_ns)
+    except OSError:
+        written = None
+    # A run asks hundreds of times, and reading costs 8 ms.
+    return _load(os.getcwd(), written, tuple(os.environ.items()))  # noqa: PTH109
+
+
+@lru_cache(maxsize=1)
+def _load(directory: str, written: object, environment: tuple[tuple[str, str], ...]) -> Settings:
     from pydantic import ValidationError
 
     try:
