@@ -28,7 +28,7 @@ from audio_assets_tests.faults.invariant import assert_one_row_each, committed, 
 from audio_assets_tests.faults.victims import POINTS, Victims
 from audio_assets_tests.speech.conftest import FaultServer, fault_server, serving_faults  # noqa: F401
 
-BLOWS = int(os.environ.get("FAULT_BLOWS", "3"))
+BLOWS = int(os.environ.get("FAULT_BLOWS", "1"))
 FILES = 6
 WORKERS = 2
 TO_END_S = 10.0
