@@ -68,8 +68,9 @@ def test_the_demonstration_runs_twice_and_the_second_time_from_its_cache(home: H
     before = os.times()
     second = _run_offline(DEMO, environment, tmp_path)
     after = os.times()
-    # Processor time: a machine that does other things at the same time must not fail the test.
-    assert after.children_user + after.children_system - before.children_user - before.children_system < 20
+    # Processor time: a machine that does other things at the same time must not fail the test. It was 13 s on one
+    # machine and 22 s on a slower one.
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 40
     assert re.search(r"^10 ok · 1 empty · 1 invalid · 11 cached · 0 failed", second.stdout, re.MULTILINE)
     assert not _servers(scratch)
     assert list(scratch.glob("audio-assets-demo-*")) == []
