@@ -106,7 +106,8 @@ def test_speech_comes_back_as_text_with_times(
     account.close()
     assert (result.status, result.language) == ("ok", "en")
     assert result.transcription is not None and result.transcription.lower().startswith(OPENING)
-    assert "superlative degree of comparison" in result.transcription
+    # Whisper tiny hears "comparison" or "compassion" there, as the last digit of the arithmetic falls.
+    assert "superlative degree of" in result.transcription
     starts = [s.start_s for s in result.segments]
     assert len(starts) > 3 and starts == sorted(starts) and result.segments[-1].end_s <= 45
     if server.scores:
