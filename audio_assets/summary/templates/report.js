@@ -15,7 +15,7 @@
   // More rows than this are a book, and minutes for a browser to lay out.
   const PRINT_ROWS = 1000;
   // Columns of a row.
-  const ID = 0, PREFIX = 1, STATUS = 2, LENGTH = 3, WORDS = 4, SURE = 5, LANGUAGE = 6, FLAGS = 7, LINK = 8, PIECES = 9;
+  const ID = 0, PREFIX = 1, STATUS = 2, LENGTH = 3, WORDS = 4, SURE = 5, LANGUAGE = 6, FLAGS = 7, LINK = 8, TEXT = 9, TIMES = 10;
   // The first page of rows lies here; the others follow this script, packed, and are taken in when the page is there.
   const data = JSON.parse(source.textContent);
   const rows = data.rows;
@@ -31,7 +31,7 @@
   const haystack = (row) => {
     let text = haystacks.get(row);
     if (text === undefined) {
-      text = fold([row[ID], row[STATUS], row[LANGUAGE] || "", row[FLAGS].join(" "), ...row[PIECES].map((p) => p[2])].join(" "));
+      text = fold([row[ID], row[STATUS], row[LANGUAGE] || "", row[FLAGS].join(" "), row[TEXT].replaceAll("\n", " ")].join(" "));
       haystacks.set(row, text);
     }
     return text;
@@ -114,17 +114,20 @@
     text.dir = "auto";
     if (row[LANGUAGE]) text.lang = row[LANGUAGE];
     const timed = [];
-    row[PIECES].forEach(([start, end, words], i) => {
+    // A line for each segment, and no times where the segments are not known.
+    const pieces = row[TEXT] ? row[TEXT].split("\n") : [];
+    pieces.forEach((words, i) => {
+      const [start = null, end = null] = row[TIMES].slice(2 * i, 2 * i + 2);
       if (i) text.append(" ");
       const long = row[LENGTH] >= 3600;
       if (audio && start !== null) {
-        const piece = element("button", row[PIECES].length === 1 ? "piece alone" : long ? "piece hours" : "piece");
+        const piece = element("button", pieces.length === 1 ? "piece alone" : long ? "piece hours" : "piece");
         piece.type = "button";
         piece.dataset.start = start;
         piece.title = `Play from ${clock(start)}`;
         const at = element("span", "at", clock(start));
         at.setAttribute("aria-hidden", "true");
-        if (row[PIECES].length > 1) piece.append(at);
+        if (pieces.length > 1) piece.append(at);
         const said = element("span");
         marked(said, words);
         piece.append(said);
@@ -137,7 +140,7 @@
         text.append(piece);
       }
     });
-    if (!row[PIECES].length) text.append(element("span", "silent", "no speech"));
+    if (!pieces.length) text.append(element("span", "silent", "no speech"));
     cell.append(text);
     if (audio) {
       audio.addEventListener("timeupdate", () => {
@@ -146,7 +149,7 @@
       });
       audio.addEventListener("ended", () => { for (const [, , piece] of timed) piece.classList.remove("playing"); });
     }
-    if (row[PIECES].reduce((n, p) => n + p[2].length, 0) > CLAMP_CHARS) {
+    if (row[TEXT].length > CLAMP_CHARS) {
       text.classList.add("clamped");
       const more = element("button", "more", "Show all");
       more.type = "button";
