@@ -165,9 +165,10 @@ class _Listers:
                     levels = 0
                     break
                 is_first = False
-                self._add([Part(folder, levels - 1) for folder in page.folders])
                 if not self._put(_Listed(part.prefix, levels, page)):
                     return
+                # Not before: a page of a folder must not come before the page that tells of the folder.
+                self._add([Part(folder, levels - 1) for folder in page.folders])
         if not levels:
             for page in self._pages(part, ""):
                 if not self._put(_Listed(part.prefix, 0, page)):

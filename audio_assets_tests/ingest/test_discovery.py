@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from typing import Any
 
@@ -99,6 +100,23 @@ def test_several_prefixes_are_listed_at_a_time(bucket: Bucket) -> None:
 
     bucket.client.meta.events.register("provide-client-params.s3.ListObjectsV2", wait)
     assert len(discover(bucket.client, bucket.name, 1).prefixes) == sweep.LISTED_AT_ONCE
+
+
+def test_a_folder_that_is_listed_sooner_than_the_page_that_tells_of_it_is_handed_over(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in KEYS:
+        bucket.put(key, b"x")
+    put = sweep._Listers._put
+
+    def late(listers: Any, listed: Any) -> bool:
+        if getattr(listed, "page", None) is not None and listed.page.folders:
+            time.sleep(0.3)
+        return put(listers, listed)
+
+    monkeypatch.setattr(sweep._Listers, "_put", late)
+    discovery = discover(bucket.client, bucket.name, 2)
+    assert sum(p.object_count or 0 for p in discovery.prefixes) == len(KEYS)
 
 
 def test_globs_decide_what_is_a_prefix_and_what_is_passed_over_is_counted(bucket: Bucket) -> None:
