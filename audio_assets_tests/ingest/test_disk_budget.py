@@ -51,8 +51,8 @@ def test_a_prefix_larger_than_the_budget_is_taken_in_and_the_first_files_stay(
         original(self, state)
 
     monkeypatch.setattr(Mirror, "record", watched)
-    # One after the other: files that are being looked at cannot be dropped instead.
-    first = take(bucket, mirror, budget, max_workers=1)
+    # One after the other: files that wait to be looked at cannot be dropped instead.
+    first = take(bucket, mirror, budget, max_workers=1, batch_size=1)
     assert statuses(first.table) == {f"calls/{n}.wav": "ok" for n in range(8)}
     assert max(most) <= limit
     # What is transcribed first is still there.
