@@ -170,7 +170,7 @@ def _listed(
         for spelling in dict.fromkeys(unicodedata.normalize(form, prefix) for form in ("NFC", "NFD")):
             for _, page in Sweep.below(spelling, depth).pages(client, bucket):
                 found = list(objects_of(page, counts))
-                selection.count_refused(found, tally)
+                selection.count_refused([each.size_bytes for each in found], tally)
                 listed.update((each.key, each) for each in found if selection.refusal(each) is None)
     return listed, tally
 

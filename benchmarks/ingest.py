@@ -182,7 +182,7 @@ def changes(options: argparse.Namespace) -> list[Result]:
             os.utime(path, ns=(modified_ns, modified_ns))
         for _ in range(options.rounds):
             started = time.perf_counter()
-            assert len(sorted(list_prefix(client, "b", "calls/", 1), key=lambda f: f.key)) == len(files)
+            assert len(list_prefix(client, "b", "calls/", 1)) == len(files)
             alone_s.append(time.perf_counter() - started)
             started = time.perf_counter()
             found = survey(client, "b", "calls/", 1, mirror, stored, IntakeOptions())

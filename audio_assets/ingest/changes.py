@@ -7,63 +7,77 @@ times, clocks that differ and objects that appear late change nothing.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from audio_assets.ingest.listing import RemoteObject
+from audio_assets.ingest.listing import Listing
 
 
 @dataclass(frozen=True)
 class Changes:
-    """The objects of a listing by what became of them; ``replaced`` and ``vanished`` are ids of stored rows.
+    """Places in a listing by what became of the objects there; ``replaced`` and ``vanished`` are ids of stored rows.
 
-    ``unchanged`` pairs each object with the id of its row, which is its key but for the spelling. ``replaced`` are
-    rows of overwritten objects whose key is spelled in another way now: they make room for the new row.
+    The row of an ``unchanged`` object has its key as id, or else the id in ``respelled``. ``replaced`` are rows of
+    overwritten objects whose key is spelled in another way now: they make room for the new row.
     """
 
-    new: list[RemoteObject]
-    overwritten: list[RemoteObject]
-    unchanged: list[tuple[RemoteObject, str]]
+    new: list[int]
+    overwritten: list[int]
+    unchanged: list[int]
+    respelled: dict[int, str]
     vanished: list[str]
     replaced: list[str]
 
 
-def diff(listed: Iterable[RemoteObject], stored: pa.Table) -> Changes:
+def diff(listed: Listing, stored: pa.Table) -> Changes:
     """Compare a *complete* listing with ``stored``, which has the columns id, etag and size_bytes of `raw_audio`."""
-    known = dict(
-        zip(
-            stored.column("id").to_pylist(),
-            zip(stored.column("etag").to_pylist(), stored.column("size_bytes").to_pylist(), strict=True),
-            strict=True,
-        )
+    keys = pa.array(listed.keys, pa.string())
+    ids, etags, sizes = (_whole(stored.column(name)) for name in ("id", "etag", "size_bytes"))
+    # The row of each object, null for none: a hash join.
+    row = pc.index_in(keys, value_set=ids)
+    same = pc.and_(
+        pc.equal(etags.take(row), pa.array(listed.etags, pa.string())),
+        pc.equal(sizes.take(row), pa.array(listed.sizes, pa.int64())),
     )
-    new: list[RemoteObject] = []
-    overwritten: list[RemoteObject] = []
-    unchanged: list[tuple[RemoteObject, str]] = []
-    for found in listed:
-        identity = known.pop(found.key, None)
-        if identity is None:
-            new.append(found)
-        elif identity == (found.etag, found.size_bytes):
-            unchanged.append((found, found.key))
-        else:
-            overwritten.append(found)
+    same = pc.fill_null(same, False)
+    unchanged = _places(same)
+    overwritten = _places(pc.and_not(pc.is_valid(row), same))
+    new = _places(pc.is_null(row))
+    left = ids.filter(pc.invert(pc.is_in(ids, value_set=keys))).to_pylist()
+
+    respelled: dict[int, str] = {}
     replaced: list[str] = []
-    if new and known:
-        spelled = {_nfc(id): id for id in known if not id.isascii()}
+    if new and left:
+        spelled = {_nfc(id): id for id in left if not id.isascii()}
         strangers, new = new, []
-        for found in strangers:
-            id = None if found.key.isascii() else spelled.pop(_nfc(found.key), None)
+        found: set[str] = set()
+        for at in strangers:
+            key = listed.keys[at]
+            id = None if key.isascii() else spelled.pop(_nfc(key), None)
             if id is None:
-                new.append(found)
-            elif known.pop(id) == (found.etag, found.size_bytes):
-                unchanged.append((found, id))
+                new.append(at)
+                continue
+            found.add(id)
+            there = ids.index(id).as_py()
+            if (etags[there].as_py(), sizes[there].as_py()) == (listed.etags[at], listed.sizes[at]):
+                unchanged.append(at)
+                respelled[at] = id
             else:
-                overwritten.append(found)
+                overwritten.append(at)
                 replaced.append(id)
-    return Changes(new, overwritten, unchanged, list(known), replaced)
+        left = [id for id in left if id not in found]
+    return Changes(new, overwritten, unchanged, respelled, left, replaced)
+
+
+def _places(mask: pa.BooleanArray) -> list[int]:
+    places: list[int] = pc.indices_nonzero(mask).to_pylist()
+    return places
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks()
 
 
 def _nfc(key: str) -> str:

@@ -286,40 +286,43 @@ def survey(
         settled = _settled(stored)
         tally: Counter[str] = Counter()
         # Rows of objects that do not count are compared too: nothing is said of them, so they are no news.
-        audio = list_prefix(client, bucket, prefix, depth, wants=lambda key: _ANY_AUDIO.count(key, tally))
-        listed = sorted(audio, key=lambda found: found.key)
+        listed = list_prefix(client, bucket, prefix, depth, passed=lambda key: _ANY_AUDIO.count(key, tally))
         changes = diff(listed, stored)
         present = scan.result()
     dropped = mirror.dropped()
-    wanted = [found for found in listed if options.wants(found.key)] if options.narrows else listed
+    wanted: Sequence[int] = range(len(listed))
+    if options.narrows:
+        wanted = [at for at, key in enumerate(listed.keys) if options.wants(key)]
     if options.selection.narrows:
-        tally[EXCLUDED] = sum(not options.selection.matches(found.key) for found in listed)
+        tally[EXCLUDED] = sum(not options.selection.matches(key) for key in listed.keys)
     wanted = wanted[: options.limit]
-    options.selection.count_refused(wanted, tally)
-    chosen = {found.key for found in wanted} if len(wanted) < len(listed) else None
+    options.selection.count_refused([listed.sizes[at] for at in wanted], tally)
+    chosen = set(wanted) if len(wanted) < len(listed) else None
     todo = [*changes.new, *changes.overwritten]
     skipped = 0
-    for found, id in changes.unchanged:
-        if chosen is not None and found.key not in chosen:
+    for at in changes.unchanged:
+        if chosen is not None and at not in chosen:
             continue
+        id = changes.respelled.get(at) or listed.keys[at]
         modified_us = settled.get(id)
         if modified_us is not None and (
             options.scratch
-            or present.get(id) == (found.size_bytes, modified_us)
-            or dropped.get(id) == (found.etag, found.size_bytes)
-            or mirror.holds(found)
+            or present.get(id) == (listed.sizes[at], modified_us)
+            or dropped.get(id) == (listed.etags[at], listed.sizes[at])
+            or mirror.holds(listed[at])
         ):
             skipped += 1
         else:
-            todo.append(found)
+            todo.append(at)
     if chosen is not None:
-        todo = [found for found in todo if found.key in chosen]
-    taken = {_nfc(found.key) for found in todo}
+        todo = [at for at in todo if at in chosen]
+    tasks = listed.at(sorted(todo))
+    taken = set(map(_nfc, tasks.keys))
     return Survey(
-        keys=[found.key for found in listed],
+        keys=listed.keys,
         selected=len(wanted),
         skipped=skipped,
-        todo=sorted(todo, key=lambda found: found.key),
+        todo=list(tasks),
         vanished={id for id in changes.vanished if options.wants(id)},
         replaced={id for id in changes.replaced if _nfc(id) in taken},
         passed_over=tally,

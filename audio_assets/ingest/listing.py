@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, NamedTuple
+from itertools import compress
+from typing import Any, NamedTuple, overload
 
 from audio_assets.errors import AudioAssetsError
 from audio_assets.ingest.pages import Page, list_pages
@@ -83,25 +84,85 @@ def objects_of(page: Page, wants: Callable[[str], bool] = is_audio) -> Iterator[
             yield RemoteObject(key, etag, size, _time(modified))
 
 
+class Listing(Sequence[RemoteObject]):
+    """Objects as columns of equal length; ``listing[i]`` makes the i-th object.
+
+    Of a large partition few objects are news: only those are made. Hundreds of thousands of small objects, which the
+    garbage collector looks through again and again, would double the CPU that a listing takes.
+    """
+
+    def __init__(self, keys: list[str], etags: Sequence[str | None], sizes: list[int], modified: list[str]) -> None:
+        self.keys, self.etags, self.sizes = keys, etags, sizes
+        self._modified = modified
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @overload
+    def __getitem__(self, at: int) -> RemoteObject: ...
+    @overload
+    def __getitem__(self, at: slice) -> Listing: ...
+    def __getitem__(self, at: int | slice) -> RemoteObject | Listing:
+        """The object at a place, or the objects of a slice.
+
+        Raises:
+            AudioAssetsError: its time cannot be read.
+        """
+        if isinstance(at, slice):
+            return Listing(self.keys[at], self.etags[at], self.sizes[at], self._modified[at])
+        return RemoteObject(self.keys[at], self.etags[at], self.sizes[at], _time(self._modified[at]))
+
+    def at(self, places: Sequence[int]) -> Listing:
+        """The objects at these places, in their order."""
+        return Listing(
+            [self.keys[i] for i in places],
+            [self.etags[i] for i in places],
+            [self.sizes[i] for i in places],
+            [self._modified[i] for i in places],
+        )
+
+
 def list_prefix(
-    client: Any, bucket: str, prefix: str, depth: int, *, wants: Callable[[str], bool] = is_audio
-) -> Iterator[RemoteObject]:
-    """The audio objects of one partition: those whose `partitions.prefix_of` at ``depth`` is ``prefix``.
+    client: Any, bucket: str, prefix: str, depth: int, *, passed: Callable[[str], object] | None = None
+) -> Listing:
+    """The audio objects of one partition, those whose `partitions.prefix_of` at ``depth`` is ``prefix``, by key.
+
+    Args:
+        client: a boto3 S3 client.
+        bucket: name of the bucket.
+        prefix: the partition's prefix, as `partitions.prefix_of` gives it.
+        depth: folders that make a partition.
+        passed: called with each key of the partition that is no audio.
 
     Raises:
         SettingsError: the bucket, the credentials or the endpoint are wrong.
+        AudioAssetsError: the server failed, or ended the listing half-way.
     """
     # Below the full depth a partition holds only what lies directly in it; its subfolders are partitions of their own.
     delimiter = "/" if prefix.count("/") < depth else ""
-    seen: set[str] = set()
+    keys: list[str] = []
+    etags: list[str] = []
+    sizes: list[int] = []
+    modified: list[str] = []
     # The prefix of a partition is in NFC; servers other than R2 keep keys in NFD apart, and list them apart.
     spellings = dict.fromkeys((prefix, unicodedata.normalize("NFD", prefix)))
     for spelling in spellings:
-        for found in list_objects(client, bucket, spelling, delimiter=delimiter, wants=wants):
-            if prefix_of(found.key, depth) == prefix and found.key not in seen:
-                if len(spellings) > 1:
-                    seen.add(found.key)
-                yield found
+        for page in list_pages(client, bucket, spelling, delimiter=delimiter):
+            inside = [is_audio(key) and prefix_of(key, depth) == prefix for key in page.keys]
+            if passed is not None and not all(inside):
+                for key in page.keys:
+                    if not is_audio(key) and prefix_of(key, depth) == prefix:
+                        passed(key)
+            keys += compress(page.keys, inside)
+            etags += compress(page.etags, inside)
+            sizes += compress(page.sizes, inside)
+            modified += compress(page.modified, inside)
+    found = Listing(keys, etags, sizes, modified)
+    # Both spellings may be listed twice, and only the order of one listing is that of its keys.
+    places = sorted(range(len(keys)), key=keys.__getitem__)
+    if len(spellings) > 1:
+        places = [i for n, i in enumerate(places) if not n or keys[i] != keys[places[n - 1]]]
+    return found if places == list(range(len(keys))) else found.at(places)
 
 
 def discover_prefixes(objects: Iterable[RemoteObject], depth: int) -> list[PrefixListing]:

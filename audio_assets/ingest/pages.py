@@ -6,8 +6,10 @@ XML into one dictionary per object, times parsed and all. The pages here are col
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_plus
@@ -94,6 +96,22 @@ def _register(client: Any) -> None:
         client.meta.events.register("before-parse.s3.ListObjectsV2", _read, unique_id="audio-assets-list-pages")
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the garbage collector out for some milliseconds.
+
+    A page is thousands of elements at once, none of them garbage before all are. Each page would have the collector go
+    through all that the process holds, at about the cost of reading the page.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def _read(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object) -> None:
     """Take the page out of a response before botocore parses it; what is no page is left for botocore to judge."""
     if getattr(_wanted, "page", False) and response_dict["status_code"] == 200:
@@ -109,6 +127,11 @@ def parse_page(body: bytes) -> Page | None:
     Raises:
         AudioAssetsError: it is a page, but an entry is incomplete, or the token of the next page is missing.
     """
+    with _uncollected():
+        return _parsed(body)
+
+
+def _parsed(body: bytes) -> Page | None:
     try:
         # Expat, as in botocore: entities that expand without end are refused by it.
         root = ElementTree.fromstring(body)  # noqa: S314

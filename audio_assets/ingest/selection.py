@@ -10,7 +10,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import cached_property
@@ -81,10 +81,9 @@ class Selection:
             )
         return None
 
-    def count_refused(self, objects: Iterable[RemoteObject], tally: Counter[str]) -> None:
-        """Count the objects whose bytes are not fetched, by kind."""
+    def count_refused(self, sizes: Sequence[int], tally: Counter[str]) -> None:
+        """Count the objects whose bytes are not fetched, by kind; ``sizes`` are those of all, in bytes."""
         most = self.max_object_bytes
-        sizes = [found.size_bytes for found in objects]
         tally[EMPTY] += sizes.count(0)
         tally[OVERSIZED] += 0 if most is None else sum(size > most for size in sizes)
 
