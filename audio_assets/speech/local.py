@@ -58,6 +58,7 @@ class LocalEngine:
         self.language = options.language
         _prefer_avx512()
         _forget_lengths()
+        _one_blas_thread()
         gpu = on_gpu(options)
         self.parallelism = options.workers or (2 if gpu else usable_cores())
         self.batch_size = options.batch_size or (16 if gpu else 8)
@@ -185,6 +186,17 @@ def _forget_lengths() -> None:
     """
     if "DNNL_PRIMITIVE_CACHE_CAPACITY" not in os.environ:
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4")
+
+
+def _one_blas_thread() -> None:
+    """Keep numpy's products of matrices, which features and voice detection are made of, to the thread that asks.
+
+    Batches and files have threads of their own already. And how many threads share a product decides its last digits,
+    which 8-bit weights make a hundredth of a score: a recording shall have the same scores on two cores and on four.
+    """
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(limits=1, user_api="blas")
 
 
 def _compute_type(options: LocalOptions) -> str:

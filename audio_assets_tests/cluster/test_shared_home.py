@@ -33,7 +33,7 @@ from audio_assets_tests.storage.rows import tokens
 from audio_assets_tests.storage.test_bucket import url
 
 from .conftest import TwoNodes
-from .test_pipeline import ONE_BY_ONE, assert_same_corpus, one_by_one, tables_of  # noqa: F401
+from .test_pipeline import ONE_BY_ONE, assert_same_tables, one_by_one, tables_of  # noqa: F401
 
 SHA, KEY = "ab" * 32, "f" * 16
 
@@ -277,7 +277,7 @@ def test_a_corpus_in_a_bucket_is_made_by_machines_that_share_nothing_else(
     two_nodes.kill_second()
     assert done.returncode == 0, done.stderr
     here, there = tables_of(one_by_one), tables_of(settings.below(place, "tables"))
-    assert_same_corpus(here, there)
+    assert_same_tables(here, there)
     names = set(Objects(place).names(""))
     assert {"bucket", "report/index.html", "exports/corpus.jsonl", published.LATEST} <= names
     assert len([n for n in names if n.startswith("cache/") and n.endswith(".json")]) >= 8
