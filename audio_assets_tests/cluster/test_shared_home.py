@@ -22,13 +22,14 @@ from audio_assets import schemas, settings
 from audio_assets.demo_server import WeedServer
 from audio_assets.errors import SettingsError, SupersededError
 from audio_assets.resources.home import HomeResource
+from audio_assets.settings import Home
 from audio_assets.speech import shared_cache
 from audio_assets.speech.shared_cache import SharedTranscriptCache
 from audio_assets.speech.shared_cap import BucketCap, Money
 from audio_assets.storage import published
 from audio_assets.storage.objects import Objects
 from audio_assets.storage.partition_files import PartitionStore
-from audio_assets_tests.conftest import PipelineRun, audio_assets
+from audio_assets_tests.conftest import PipelineRun, audio_assets, r2_environment, subprocess_environment
 from audio_assets_tests.storage.rows import tokens
 from audio_assets_tests.storage.test_bucket import url
 
@@ -257,6 +258,25 @@ def test_a_shared_store_that_cannot_be_written_is_one_line(
         HomeResource().claim("bucket")
     assert "\n" not in str(raised.value)
     assert weed.secret_access_key not in str(raised.value)
+    assert list(Objects(place).names("")) == []
+
+
+def test_a_run_on_a_shared_store_that_cannot_be_written_exits_4_and_leaves_nothing(
+    place: str, read_only: str, weed: WeedServer, home: Home, tmp_path: Path
+) -> None:
+    closed = place.replace(weed.endpoint_url.removeprefix("http://"), read_only)
+    environment = subprocess_environment(
+        home.root,
+        **r2_environment(weed),
+        WHISPER_ENGINE="openai",
+        OPENAI_API_KEY="test-key",
+    )
+    environment |= {"AUDIO_ASSETS_HOME": closed, "AUDIO_ASSETS_SCRATCH": str(tmp_path / "scratch")}
+    done = audio_assets("run", cwd=tmp_path, environment=environment)
+    assert done.returncode == 4, done.stderr
+    assert "access denied" in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error")]) == 1
+    assert "Traceback" not in done.stderr
     assert list(Objects(place).names("")) == []
 
 
