@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from audio_assets import interrupts
-from audio_assets.errors import AudioAssetsError
+from audio_assets.errors import AudioAssetsError, StorageError
 
 EXIT_FILES_FAILED = 3
 FORMATS = ["json", "parquet", "sqlite", "duckdb"]
@@ -222,6 +222,8 @@ def _run(options: Any, quiet: bool, as_json: bool) -> int:
         click.echo(json.dumps(report.as_dict(), ensure_ascii=False))
     elif not quiet:
         click.echo("\n".join(terminal.closing_lines(report)))
+    if report.warehouse_refused is not None:
+        raise StorageError(f"every row is stored, but the warehouse is behind: {report.warehouse_refused}")
     return EXIT_FILES_FAILED if report.unfinished or report.left_out else 0
 
 

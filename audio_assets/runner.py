@@ -66,7 +66,10 @@ class RunOptions:
 
 @dataclass
 class RunReport:
-    """What a run did. ``counts`` has the rows of the touched partitions by status."""
+    """What a run did. ``counts`` has the rows of the touched partitions by status.
+
+    ``warehouse_refused`` says why the database could not be written: every row is stored, and it does not hold them.
+    """
 
     partitions: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
@@ -81,6 +84,7 @@ class RunReport:
     problems: list[dict[str, str]] = field(default_factory=list)
     home: str = ""
     warehouse: str = ""
+    warehouse_refused: str | None = None
     exports: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     report: str | None = None
@@ -180,6 +184,10 @@ def run_pipeline(
     directory = Path(corpus["corpus_export"]["directory"])
     report.left_out = list(corpus["corpus_export"]["left_out"])
     report.exports = sorted(str(p) for p in directory.iterdir() if p.stem == "corpus")
+    if pipeline.home.shared is None:
+        # A database that somebody else holds follows by itself; one that the disk refuses does not.
+        last = PartitionedDuckDBIOManager().warehouse().refresh()
+        report.warehouse_refused = last.deferred if last.refused else None
     report.elapsed_s = round(time.monotonic() - started, 3)
     return report
 

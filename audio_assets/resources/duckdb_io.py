@@ -150,7 +150,8 @@ class PartitionedDuckDBIOManager(ConfigurableIOManager):
         for skipped in refresh.skipped:
             context.log.warning(f"left out of the warehouse: {skipped.reason}")
         if refresh.deferred:
-            context.log.info(f"the rows are stored; the warehouse follows later: {refresh.deferred}")
+            say = context.log.warning if refresh.refused else context.log.info
+            say(f"the rows are stored; the warehouse follows later: {refresh.deferred}")
         state = f"deferred: {refresh.deferred}" if refresh.deferred else "loaded"
         self._describe(context, table, data, written, state)
 

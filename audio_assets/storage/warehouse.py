@@ -26,7 +26,7 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from audio_assets import schemas
-from audio_assets.errors import BusyError, StorageError
+from audio_assets.errors import BusyError, StorageError, machine_trouble
 from audio_assets.storage import atomic
 from audio_assets.storage.partition_files import (
     PartitionFile,
@@ -106,12 +106,14 @@ class Refresh:
     """What one refresh did: partition files loaded, partitions removed, why it was put off, files it had to skip.
 
     All zero with nothing put off means that there was nothing to do, or that another process did it meanwhile.
+    ``refused`` tells a database that cannot be written, which does not mend itself, from one that somebody else holds.
     """
 
     loaded: int = 0
     removed: int = 0
     deferred: str | None = None
     skipped: list[Unreadable] = field(default_factory=list)
+    refused: bool = False
 
 
 class Warehouse:
@@ -171,7 +173,8 @@ class Warehouse:
                     time.sleep(_POLL_S)
         except (BusyError, WarehouseError, OSError) as error:
             _deferred_here.add(key)
-            return Refresh(deferred=str(error))
+            trouble = machine_trouble(error) if isinstance(error, OSError) else None
+            return Refresh(deferred=str(trouble or error), refused=not isinstance(error, BusyError))
         _deferred_here.discard(key)
         return refresh
 
@@ -497,7 +500,9 @@ def _database(path: Path, deadline: float) -> Iterator[duckdb.DuckDBPyConnection
             _engines.clear()
             connection.close()
             if isinstance(error, duckdb.Error):
-                raise WarehouseError(f"{path}: cannot be written: {first_line(error)}; {_REPAIR}") from error
+                raise WarehouseError(
+                    f"{path}: cannot be written: {first_line(error)}; correct that, then {_REPAIR}"
+                ) from error
             raise
 
 
