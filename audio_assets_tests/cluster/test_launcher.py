@@ -101,11 +101,23 @@ def run_processes(run_id: str) -> list[int]:
     return found
 
 
+@pytest.fixture
+def in_the_bucket(weed: WeedServer, recordings: Path) -> Iterator[None]:  # noqa: F811
+    """The recordings in the bucket, for as long as the test."""
+    client = weed.client()
+    keys = {f"calls/{path.name}": path for path in recordings.iterdir()}
+    for key, path in keys.items():
+        client.put_object(Bucket=BUCKET, Key=key, Body=path.read_bytes())
+    yield
+    for key in keys:
+        client.delete_object(Bucket=BUCKET, Key=key)
+
+
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("in_the_bucket")
 def test_a_run_is_a_job_of_the_cluster_and_is_started_again_when_its_process_is_killed(
     postgres: Postgres,
     weed: WeedServer,
-    recordings: Path,  # noqa: F811
     slow: FaultServer,  # noqa: F811
     home: Home,
     short: Path,
@@ -113,9 +125,6 @@ def test_a_run_is_a_job_of_the_cluster_and_is_started_again_when_its_process_is_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("dagster_ray", reason="dagster-ray is not installed: make cluster-test")
-    client = weed.client()
-    for path in sorted(recordings.iterdir()):
-        client.put_object(Bucket=BUCKET, Key=f"calls/{path.name}", Body=path.read_bytes())
     dagster = tmp_path / "dagster"
     dagster.mkdir()
     gcs, dashboard = free_port(), free_port()

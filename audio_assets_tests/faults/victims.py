@@ -26,7 +26,7 @@ from typing import Any
 POINTS: dict[str, tuple[str, str, bool]] = {
     # name: module, attribute, whether the blow falls after the call instead of before it
     "list": ("audio_assets.ingest.pages", "parse_page", True),
-    "download": ("socket", "SocketIO.readinto", True),
+    "download": ("audio_assets.ingest.get_object", "_Body.readinto", True),
     "downloaded": ("audio_assets.ingest.mirror", "Mirror.record", True),
     "decode": ("audio_assets.speech.vad", "SpeechProbability.__call__", True),
     "request sent": ("httpx2", "AsyncClient.send", True),
