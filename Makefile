@@ -18,8 +18,10 @@ demo: .venv/.demo ## the whole pipeline on recorded speech: no key, no cloud
 test: .venv/.dev ## the tests
 	$(BIN)/pytest -n 2 --dist loadfile
 
+# The soak measures a throughput: nothing runs beside it.
 slow-test: .venv/.slow-test ## the tests that take minutes
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -n 2 --dist loadfile --ignore audio_assets_tests/faults/test_soak.py
+	$(BIN)/pytest -m slow audio_assets_tests/faults/test_soak.py
 
 cluster-test: .venv/.cluster-test ## the tests on a Ray cluster of two nodes and on Postgres
 	$(BIN)/pytest -m "cluster or not slow" audio_assets_tests/cluster audio_assets_tests/resources/test_metrics.py

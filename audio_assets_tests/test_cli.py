@@ -99,6 +99,7 @@ class TestRunFlags:
         local("--limit", "1")
         assert len(rows(home, "transcripts")) == 5
 
+    @pytest.mark.slow
     def test_no_cache_transcribes_again_and_the_cache_is_used_otherwise(self, local: Run) -> None:
         assert local()["transcribed"] == 4
         assert local()["transcribed"] == 0
@@ -142,6 +143,7 @@ class TestRunFlags:
         names = {Path(path).name for path in report["exports"]}
         assert names == {"corpus.parquet", "corpus.sqlite"}
 
+    @pytest.mark.slow
     def test_all_columns_exports_what_the_tables_hold(self, local: Run, home: Home) -> None:
         local("--all-columns")
         first = json.loads((home.exports / "corpus.jsonl").read_text(encoding="utf-8").splitlines()[0])
@@ -170,6 +172,7 @@ class TestRunFlags:
         assert "RUN_SUCCESS" not in local("--limit", "0")["stderr"]
         assert "RUN_SUCCESS" in local("--limit", "0", "--verbose")["stderr"]
 
+    @pytest.mark.slow
     def test_quiet_prints_nothing(self, mirror: Path, home: Home) -> None:
         done = audio_assets(
             "run", "--skip-ingestion", "--quiet", "--limit", "1", cwd=home.root, environment=_local_environment(home)
@@ -270,7 +273,7 @@ class TestMistakes:
 
 
 @pytest.mark.weights
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_run_exits_130_and_goes_on_next_time(home: Home, number: signal.Signals) -> None:
     samples, rate = recording()
     for name, times in (("a-short", 1), ("b-long", 16)):

@@ -148,7 +148,7 @@ def strike_and_recover(
     assert list(scratch.iterdir()) == []
 
 
-@pytest.mark.parametrize("at", ["download", "request sent", "cached", "record written", "warehouse transaction"])
+@pytest.mark.parametrize("at", ["download", "request sent", "warehouse transaction"])
 def test_a_run_that_is_struck_is_finished_by_the_next(
     victims: Victims,
     settings: dict[str, str],
