@@ -151,6 +151,8 @@ def test_a_run_is_a_job_of_the_cluster_and_is_started_again_when_its_process_is_
     }
     head = [str(TOOLS / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}"]
     head += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+    # The nodes of the other tests have the ports that an agent takes by itself.
+    head += [f"--dashboard-agent-listen-port={free_port()}", f"--dashboard-agent-grpc-port={free_port()}"]
     head += ["--num-cpus=2", "--object-store-memory=100000000", f"--temp-dir={short}"]
     daemon = [str(TOOLS / "dagster-daemon"), "run", "-m", "audio_assets.definitions"]
     ray_log, daemon_log = tmp_path / "ray.log", tmp_path / "daemon.log"
