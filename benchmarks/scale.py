@@ -35,7 +35,7 @@ from typing import Any
 
 PORT = 6398
 LATENCY_S = 1.0
-FILES = 160
+FILES = 480
 ITEMS = 100_000
 WAREHOUSE_ROWS = 50_000
 
@@ -177,7 +177,7 @@ def write_recordings(home: Path) -> None:
     folder = home / "audio" / "calls"
     folder.mkdir(parents=True)
     for n in range(FILES):
-        start = int(n * 0.25 * rate)
+        start = int(n * 0.08 * rate)
         soundfile.write(folder / f"{n:04}.flac", samples[start : start + 2 * rate], rate)
 
 
