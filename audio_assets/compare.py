@@ -7,6 +7,7 @@ import unicodedata
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from datetime import date, datetime, timezone
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -114,13 +115,13 @@ def compare(first: str, second: str, sample: int, max_cost_usd: float | None = N
     home, whisper = HomeResource(), WhisperResource()
     files = _sample(home, sample)
     engines = [_engine(whisper, first), _engine(whisper, second)]
+    prefix = partial(prefix_of, depth=home.depth())
     spent_usd = 0.0
     sides: list[Side] = []
     texts: list[dict[str, str]] = []
     for engine in engines:
         left = None if max_cost_usd is None else max(0.0, max_cost_usd - spent_usd)
-        depth = home.depth()
-        account = Account(left, home.paths().ledger, lambda id, depth=depth: prefix_of(id, depth), RUN)  # type: ignore[misc]
+        account = Account(left, home.paths().ledger, prefix, RUN)
         results = _transcribe(whisper, engine, account, home, files)
         spent_usd += account.spent_usd
         texts.append({r.id: r.transcription or "" for r in results if r.status in _DONE})

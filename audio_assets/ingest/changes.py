@@ -34,7 +34,7 @@ class Changes:
 def diff(listed: Listing, stored: pa.Table) -> Changes:
     """Compare a *complete* listing with ``stored``, which has the columns id, etag and size_bytes of `raw_audio`."""
     keys = pa.array(listed.keys, pa.string())
-    ids, etags, sizes = (_whole(stored.column(name)) for name in ("id", "etag", "size_bytes"))
+    ids, etags, sizes = (stored.column(name).combine_chunks() for name in ("id", "etag", "size_bytes"))
     # The row of each object, null for none: a hash join.
     row = pc.index_in(keys, value_set=ids)
     same = pc.and_(
@@ -74,10 +74,6 @@ def diff(listed: Listing, stored: pa.Table) -> Changes:
 def _places(mask: pa.BooleanArray) -> list[int]:
     places: list[int] = pc.indices_nonzero(mask).to_pylist()
     return places
-
-
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks()
 
 
 def _nfc(key: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import compress
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 from audio_assets.errors import AudioAssetsError
 from audio_assets.ingest.pages import Page, list_pages
@@ -84,7 +84,7 @@ def objects_of(page: Page, wants: Callable[[str], bool] = is_audio) -> Iterator[
             yield RemoteObject(key, etag, size, _time(modified))
 
 
-class Listing(Sequence[RemoteObject]):
+class Listing:
     """Objects as columns of equal length; ``listing[i]`` makes the i-th object.
 
     Of a large partition few objects are news: only those are made. Hundreds of thousands of small objects, which the
@@ -98,19 +98,16 @@ class Listing(Sequence[RemoteObject]):
     def __len__(self) -> int:
         return len(self.keys)
 
-    @overload
-    def __getitem__(self, at: int) -> RemoteObject: ...
-    @overload
-    def __getitem__(self, at: slice) -> Listing: ...
-    def __getitem__(self, at: int | slice) -> RemoteObject | Listing:
-        """The object at a place, or the objects of a slice.
+    def __getitem__(self, at: int) -> RemoteObject:
+        """The object at a place.
 
         Raises:
             AudioAssetsError: its time cannot be read.
         """
-        if isinstance(at, slice):
-            return Listing(self.keys[at], self.etags[at], self.sizes[at], self._modified[at])
         return RemoteObject(self.keys[at], self.etags[at], self.sizes[at], _time(self._modified[at]))
+
+    def __iter__(self) -> Iterator[RemoteObject]:
+        return (self[at] for at in range(len(self)))
 
     def at(self, places: Sequence[int]) -> Listing:
         """The objects at these places, in their order."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from audio_assets.errors import AudioAssetsError, FileFailed, SettingsError
@@ -132,9 +132,9 @@ class Supply:
             if known is not None and known.etag is not None:
                 found = RemoteObject(key, known.etag, known.size_bytes, known.last_modified)
             assert found is not None  # noqa: S101
-            room = nullcontext()
+            room: AbstractContextManager[object] = nullcontext()
             if self._budget is not None:
-                room = self._budget.room(key, found.size_bytes, self._cancelled, ahead=ahead)  # type: ignore[assignment]
+                room = self._budget.room(key, found.size_bytes, self._cancelled, ahead=ahead)
             try:
                 with room:
                     state = download(client, bucket, found, self._mirror, cancelled=self._cancelled)

@@ -145,8 +145,10 @@ class HomeResource(Travelling, ConfigurableResource):  # type: ignore[type-arg]
     def push_ledger(self, prefix: str) -> None:
         """Bring this machine's journals of a prefix to where all machines share them."""
         objects, directory = self.objects(), journal_directory(self.paths().ledger, prefix)
-        for path in directory.glob("*.jsonl") if objects is not None else ():
-            objects.put(f"ledger/{directory.name}/{path.name}", path.read_bytes())  # type: ignore[union-attr]
+        if objects is None:
+            return
+        for path in directory.glob("*.jsonl"):
+            objects.put(f"ledger/{directory.name}/{path.name}", path.read_bytes())
 
     def pull_ledger(self, prefix: str) -> None:
         """Bring the journals of a prefix that other machines wrote to this one."""
