@@ -327,6 +327,17 @@ class TestOtherCommands:
         assert exit_code("export") == 0
         assert len((home.exports / "corpus.jsonl").read_text().splitlines()) > len(exported)
 
+    @pytest.mark.slow
+    @pytest.mark.weights
+    def test_a_run_ends_with_an_error_when_the_warehouse_cannot_be_written(self, local: Run, home: Home) -> None:
+        local("--skip-summary")
+        home.warehouse.write_bytes(b"this was a database" * 1_000)
+        report = local("--skip-summary", expect=1)
+        assert "warehouse.duckdb" in report["warehouse_refused"]
+        [error] = [line for line in report["stderr"].splitlines() if line.startswith("error:")]
+        assert "every row is stored" in error
+        assert "verify --repair" in error
+
     def test_export_writes_from_what_is_stored(self, pipeline: PipelineRun, tmp_path: Path) -> None:
         copy = tmp_path / "copy"
         shutil.copytree(pipeline.home.tables, copy / "tables")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from typing import Any
 
@@ -27,6 +28,20 @@ KEYS = [
     " lead.wav",
     "calls/",
 ]
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_garbage_collector_is_left_as_it_was_whatever_the_page(on: bool) -> None:
+    was = gc.isenabled()
+    incomplete = b"<ListBucketResult><Contents><Key>a</Key></Contents></ListBucketResult>"
+    try:
+        (gc.enable if on else gc.disable)()
+        assert parse_page(b"<ListBucketResult/>") is not None
+        with pytest.raises(AudioAssetsError):
+            parse_page(incomplete)
+        assert gc.isenabled() == on
+    finally:
+        (gc.enable if was else gc.disable)()
 
 
 def test_odd_keys_are_read_as_the_paginator_reads_them(odd_server: str) -> None:

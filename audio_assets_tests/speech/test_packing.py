@@ -52,6 +52,16 @@ def test_a_batch_gives_each_clip_its_own_text_in_order(local_engine, clips):
         assert words in text
 
 
+def test_an_engine_leaves_numpy_one_thread(local_engine):
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    threadpool_limits(limits=2, user_api="blas")
+    engine_with(local_engine)
+    threads = [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+    assert threads
+    assert set(threads) == {1}
+
+
 def test_the_tail_of_silence_makes_whisper_stop(local_engine, two_cities):
     """Encoded alone, a piece cut out of running speech is often repeated until the cap; with the tail hardly ever.
 

@@ -244,6 +244,7 @@ def test_a_reader_of_this_process_defers_a_load_and_the_next_one_catches_up(
         refresh = warehouse.refresh(["transcripts"])
         assert 0.2 < time.monotonic() - start < 5
         assert refresh.deferred and "open" in refresh.deferred
+        assert not refresh.refused
         # Whoever stays is waited for once, not for each partition.
         start = time.monotonic()
         assert warehouse.refresh(["transcripts"]).deferred
@@ -295,6 +296,7 @@ def test_a_database_that_is_damaged_defers_loads_and_can_be_rebuilt(
     warehouse.path.write_bytes(b"this was a database" * 1_000)
     refresh = warehouse.refresh()
     assert refresh.deferred and "verify --repair" in refresh.deferred
+    assert refresh.refused
     with pytest.raises(WarehouseError, match="verify --repair"):
         warehouse.held()
     assert rows(warehouse, "SELECT id FROM transcripts") == [("a/1",)]  # from the record
