@@ -182,7 +182,7 @@ def test_a_run_is_a_job_of_the_cluster_and_is_started_again_when_its_process_is_
             assert ended() == [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.SUCCESS]
             for run in instance.get_runs():
                 told = [entry.dagster_event.message for entry in instance.all_logs(run.run_id) if entry.dagster_event]
-                assert "Ray run job created" in told, told
+                assert "[RayRunLauncher] Ray run job created" in told, told
     assert_complete(home.tables)
     # What the first had sent and not stored: eight at a time.
     assert RECORDINGS <= len(slow.posts) <= RECORDINGS + 8
