@@ -34,6 +34,7 @@ from audio_assets.errors import FileFailed
 from audio_assets.ingest.disk_budget import dropped_files, forget
 from audio_assets.ingest.listing import AUDIO_EXTENSIONS, RemoteObject, is_audio
 from audio_assets.ingest.twins import MARK, SpelledOut, escaped, fold_path, folders_of, read_out, spell_out, twins_among
+from audio_assets.storage.atomic import is_abandoned
 
 STATE_DIRECTORY = ".state"
 
@@ -42,6 +43,10 @@ _CUT_BYTES = 240
 _EMPTY = "%2F"
 _STALE_PART_S = 24 * 3600
 _READ_BYTES = 1 << 20
+
+_PART_OF_PROCESS = re.compile(r"(\d+)-[0-9a-f]{16}\.part")
+_open_parts: set[str] = set()
+"""Names of the temporary files that this process writes."""
 
 _ESCAPE = re.compile(r"%(?:[01][0-9A-F]|7F|25|2E|2F|5C)|%ED%[AB][0-9A-F]%[89AB][0-9A-F]")
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
@@ -345,12 +350,15 @@ class Mirror:
         return dropped_files(self.root)
 
     def remove_stale_parts(self) -> int:
-        """Remove what interrupted downloads left behind more than a day ago; returns how many."""
+        """Remove what dead processes left behind, and downloads that broke off more than a day ago; returns how many.
+
+        What a broken download has of its object stays a day, for whoever goes on with it.
+        """
         removed = 0
         oldest = time.time() - _STALE_PART_S
         for part in self._parts.glob("*.part"):
             try:
-                if part.stat().st_mtime < oldest:
+                if part.stat().st_mtime < oldest or _is_left_behind(part):
                     part.unlink()
                     removed += 1
             except FileNotFoundError:
@@ -361,14 +369,20 @@ class Mirror:
     def _part(self) -> Iterator[tuple[Path, int]]:
         # All temporary files in one place on the same disk: the tree itself never shows a half-written one.
         part = self._parts / f"{os.getpid()}-{secrets.token_hex(8)}.part"
-        handle = _opened(part)
+        _open_parts.add(part.name)
         try:
-            yield part, handle
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+            handle = _opened(part)
+            try:
+                with suppress(OSError):  # some network file systems have no locks; the process id still protects it
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                yield part, handle
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+            finally:
+                os.close(handle)
         finally:
-            os.close(handle)
+            _open_parts.discard(part.name)
 
     @contextmanager
     def _lasting_part(self, key: str, identity: str) -> Iterator[tuple[Path, int]]:
@@ -517,6 +531,12 @@ def _move(part: Path, target: Path) -> None:
     except FileNotFoundError:
         target.parent.mkdir(parents=True, exist_ok=True)
         part.replace(target)
+
+
+def _is_left_behind(part: Path) -> bool:
+    """Whether the process that made a temporary file, and that alone would go on with it, is gone."""
+    made = _PART_OF_PROCESS.fullmatch(part.name)
+    return made is not None and part.name not in _open_parts and is_abandoned(part, int(made[1]))
 
 
 def _opened(part: Path) -> int:

@@ -180,7 +180,7 @@ def _is_stale(temp: Path) -> bool:
     owner = temp.with_name(temp.name[: len(temp.name) - len(suffix)])
     if str(owner) in _open_temps:
         return False
-    return (bool(suffix) and not owner.exists()) or _is_abandoned(owner, int(match["pid"]))
+    return (bool(suffix) and not owner.exists()) or is_abandoned(owner, int(match["pid"]))
 
 
 def _remove(temp: Path) -> bool:
@@ -194,8 +194,8 @@ def _remove(temp: Path) -> bool:
     return True
 
 
-def _is_abandoned(temp: Path, pid: int) -> bool:
-    """Whether nobody writes ``temp`` any more."""
+def is_abandoned(temp: Path, pid: int) -> bool:
+    """Whether nobody writes ``temp`` any more, which process ``pid`` made and holds the lock of while it does."""
     try:
         descriptor = os.open(temp, os.O_RDWR | os.O_CLOEXEC)
     except OSError:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
 import time
 import unicodedata
@@ -279,3 +281,34 @@ def test_leftovers_of_dead_downloads_go_after_a_day_and_living_ones_stay(mirror:
         os.utime(parts / name, (time.time() - age_s,) * 2)
     assert mirror.remove_stale_parts() == 1
     assert [part.name for part in parts.iterdir()] == ["living.part"]
+
+
+def test_what_a_killed_process_left_half_written_goes_at_once_and_what_living_ones_write_stays(mirror: Mirror) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from audio_assets.ingest.mirror import Mirror\n"
+        "mirror = Mirror(Path(sys.argv[1]))\n"
+        "with mirror._part() as (part, handle):\n"
+        "    os.write(handle, b'{half'); print(part.name, flush=True); sys.stdin.read()"
+    )
+    writers = [
+        subprocess.Popen([sys.executable, "-c", code, str(mirror.root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    try:
+        dead, living = (writer.stdout.readline().decode().strip() for writer in writers if writer.stdout)
+        with mirror._part() as (mine, _):
+            assert mirror.remove_stale_parts() == 0
+            writers[0].kill()
+            writers[0].wait(30)
+            assert mirror.remove_stale_parts() == 1
+            assert {part.name for part in mine.parent.iterdir()} == {living, mine.name}
+            # A container starts its processes with the same numbers again and again.
+            namesake = mine.with_name(f"{os.getpid()}-{'0' * 16}.part")
+            namesake.write_bytes(b"{half")
+            assert mirror.remove_stale_parts() == 1
+            assert dead != living
+            mine.unlink()
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.communicate()
