@@ -1,16 +1,20 @@
 """``make faults``: runs every test that injects a fault and prints what was tried and what survived, fault by fault.
 
 A case of a test counts as one try, an example of a property test as one, and a test that told `tried` as what it told;
-it survived all of them if it passed.
+it survived all of them if it passed. Two processes of pytest share the tests; the soak, which measures a throughput,
+has the machine to itself behind them.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import json
+import subprocess
 import sys
+import tempfile
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +203,9 @@ FAULTS = (
 
 TRIED = "faults-tried"
 
+MOST, REST, SOAK = "blows", "rest", "soak"
+"""Shares of the tests: the blows at each point take as long as all others together."""
+
 
 def cases_of(file: Path) -> list[str]:
     """Names of the tests of a file, those of a class as ``Class::name``."""
@@ -214,6 +221,13 @@ def cases_of(file: Path) -> list[str]:
 def matches(pattern: str, nodeid: str) -> bool:
     """Whether a pattern of a fault stands for a test, named from this directory."""
     return nodeid == pattern or nodeid.startswith(pattern if "::" in pattern else pattern + "::")
+
+
+def share_of(name: str) -> str:
+    """The share that a test, named from this directory, belongs to."""
+    if matches("faults/test_soak.py", name):
+        return SOAK
+    return MOST if matches("faults/test_kills.py::test_many_blows", name) else REST
 
 
 def tried(request: pytest.FixtureRequest, times: int) -> None:
@@ -235,9 +249,10 @@ class Row:
 
 
 class Campaign:
-    """A pytest plugin that selects the tests of the campaign and counts."""
+    """A pytest plugin that selects the tests of the campaign or of a share, counts, and tells failures at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, share: str | None = None) -> None:
+        self._share = share
         self.rows: dict[str, Row] = defaultdict(Row)
         self._faults: dict[str, list[str]] = {}
         self._examples: dict[str, int] = defaultdict(int)
@@ -247,7 +262,8 @@ class Campaign:
         chosen, others = [], []
         for item in items:
             name = item.nodeid.partition("audio_assets_tests/")[2]
-            faults = [f.text for f in FAULTS if any(matches(p, name) for p in f.tests)]
+            mine = self._share in (None, share_of(name))
+            faults = [f.text for f in FAULTS if mine and any(matches(p, name) for p in f.tests)]
             (chosen if faults else others).append(item)
             if faults:
                 self._faults[item.nodeid] = faults
@@ -277,6 +293,7 @@ class Campaign:
             row.skipped.append(report.nodeid)
         elif report.failed:
             row.failed.append(report.nodeid)
+            print(f"\n{report.nodeid}: {report.longreprtext}", flush=True)
         if report.when != "call" or report.skipped:
             return
         told = dict(report.user_properties).get(TRIED)
@@ -298,11 +315,51 @@ def table(rows: dict[str, Row]) -> list[str]:
     return lines
 
 
+def run_share(share: str, results: Path) -> None:
+    """Run the tests of a share and write its rows to a file."""
+    campaign = Campaign(share)
+    pytest.main(["-q", "-m", "slow or not slow", f"--rootdir={ROOT.parent}", str(ROOT)], plugins=[campaign])
+    results.write_text(json.dumps({fault: asdict(row) for fault, row in campaign.rows.items()}))
+
+
+def run_shares() -> dict[str, Row]:
+    """The rows of all shares."""
+    rows: dict[str, Row] = defaultdict(Row)
+    with tempfile.TemporaryDirectory() as directory:
+        for together in ((MOST, REST), (SOAK,)):
+            files = {share: Path(directory, share) for share in together}
+            command = [sys.executable, "-m", "audio_assets_tests.faults.campaign"]
+            running = [
+                subprocess.Popen([*command, "--share", share, "--results", str(file)], cwd=ROOT.parent)
+                for share, file in files.items()
+            ]
+            for process in running:
+                process.wait()
+            for share, file in files.items():
+                if not file.exists():
+                    rows[FAULTS[0].text].failed.append(f"the process that had the share {share!r} has died")
+                    continue
+                for fault, told in json.loads(file.read_text()).items():
+                    rows[fault] = added(rows[fault], Row(**told))
+    return rows
+
+
+def added(one: Row, other: Row) -> Row:
+    """What became of a fault in two shares."""
+    return Row(**{name: value + getattr(other, name) for name, value in vars(one).items()})
+
+
 def main() -> int:
     """Run the campaign; 0 when every fault was tried and survived."""
-    campaign = Campaign()
-    pytest.main(["-q", "-m", "slow or not slow", str(ROOT), *sys.argv[1:]], plugins=[campaign])
-    rows = {fault.text: campaign.rows.get(fault.text, Row()) for fault in FAULTS}
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--share", choices=[MOST, REST, SOAK], help=argparse.SUPPRESS)
+    parser.add_argument("--results", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.share:
+        run_share(arguments.share, arguments.results)
+        return 0
+    rows = run_shares()
+    rows = {fault.text: rows.get(fault.text, Row()) for fault in FAULTS}
     whole = all(row.tried and row.tried == row.survived and not row.failed for row in rows.values())
     print()
     print("\n".join(table(rows)))

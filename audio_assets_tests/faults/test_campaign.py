@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -68,3 +69,34 @@ def test_the_table_has_a_row_for_each_fault() -> None:
     lines = table({FAULTS[0].text: Row(tests=1, tried=20, survived=19, failed=["here"])})
     assert len(lines) == 1 + len(FAULTS)
     assert lines[1].split()[-4:] == ["20", "19", "failed:", "here"]
+
+
+def test_every_test_is_in_one_share_and_rows_of_shares_add_up() -> None:
+    names = [
+        f"{f}::{n}" for fault in FAULTS for f in {p.partition("::")[0] for p in fault.tests} for n in cases_of(ROOT / f)
+    ]
+    shares = {campaign.share_of(name) for name in names}
+    assert shares == {campaign.MOST, campaign.REST, campaign.SOAK}
+    both = campaign.added(Row(1, 10, 10, [], ["a"]), Row(2, 5, 4, ["b"], []))
+    assert both == Row(3, 15, 14, ["b"], ["a"])
+
+
+def test_a_share_writes_its_rows_and_tells_a_failure_at_once(tmp_path: Path) -> None:
+    (tmp_path / "audio_assets_tests").mkdir()
+    (tmp_path / "audio_assets_tests" / "test_probe.py").write_text(PROBE)
+    code = """
+import sys
+from pathlib import Path
+from audio_assets_tests.faults import campaign
+campaign.FAULTS = (campaign.Fault("some", ("test_probe.py::test_cases",)),)
+campaign.ROOT = Path(sys.argv[1], "audio_assets_tests")
+for share in (campaign.REST, campaign.SOAK):
+    campaign.run_share(share, Path(sys.argv[1], share))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT.parent, capture_output=True, text=True, check=True
+    )
+    rows = json.loads((tmp_path / campaign.REST).read_text())
+    assert (rows["some"]["tried"], rows["some"]["survived"]) == (3, 2)
+    assert json.loads((tmp_path / campaign.SOAK).read_text()) == {}
+    assert "assert 2 < 2" in done.stdout.partition("short test summary")[0]
