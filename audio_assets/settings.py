@@ -205,6 +205,11 @@ class Home:
         """Lock files of runs."""
         return self.root / "locks"
 
+    @property
+    def crash_marks(self) -> Path:
+        """Which files are being decoded, and which were when a process died."""
+        return self.locks / "decoding"
+
 
 def home(settings: Settings | None = None) -> Home:
     """The home that the environment asks for, as an absolute path."""

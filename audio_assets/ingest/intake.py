@@ -8,7 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from audio_assets.crashes import CrashMarks
 from audio_assets.errors import FileError
 from audio_assets.ingest.changes import diff
 from audio_assets.ingest.disk_budget import DiskBudget
@@ -37,6 +38,9 @@ DOWNLOADS = 64
 
 AHEAD = 256
 """Objects that are fetched and may wait to be looked at. They lie on the disk; when there are more, downloads wait."""
+
+_TRIAL_S = 60.0
+"""What the trial of a file may take on which a run has died while it looked at it."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,7 @@ def take(
     client: Any = None,
     bucket: str = "",
     budget: DiskBudget | None = None,
+    marks: CrashMarks | None = None,
 ) -> Generator[Taken, None, None]:
     """Fetch what the mirror does not hold, and probe; gives what became of each task as it comes.
 
@@ -172,6 +177,7 @@ def take(
         client: a boto3 S3 client, where tasks come from a listing.
         bucket: name of its bucket.
         budget: what the mirror may hold; objects wait for room, and files are dropped for them.
+        marks: tell the next run of which file this one died.
 
     Raises:
         SettingsError: bucket, credentials or endpoint are wrong; nothing else can succeed either.
@@ -186,7 +192,7 @@ def take(
         return _fetch(client, bucket, task, task.found, prefix, mirror, cancelled, budget)
 
     def look(fetched: Taken | _Fetched, _: threading.Event) -> Taken:
-        return fetched if isinstance(fetched, Taken) else _look(fetched, prefix, mirror)
+        return fetched if isinstance(fetched, Taken) else _look(fetched, prefix, mirror, marks)
 
     downloads, ahead = options.max_workers, AHEAD
     if isinstance(tasks, Sequence):
@@ -497,12 +503,12 @@ def _fetch(
         return Taken(_failed_row(found.key, prefix, error.status, str(error)) | _listing(found), "failed")
 
 
-def _look(fetched: _Fetched, prefix: str, mirror: Mirror) -> Taken:
+def _look(fetched: _Fetched, prefix: str, mirror: Mirror, marks: CrashMarks | None) -> Taken:
     task, state = fetched.task, fetched.state
     with fetched.hold:
         if state is None:
-            return _take_file(task.key, prefix, mirror, task.before)
-        row = _row(state, prefix, mirror, task.before)
+            return _take_file(task.key, prefix, mirror, task.before, marks)
+        row = _row(state, prefix, mirror, task.before, marks)
     return Taken(row, "downloaded", state.size_bytes) if fetched.downloaded else Taken(row, "skipped")
 
 
@@ -512,17 +518,17 @@ def _listing(found: RemoteObject | None) -> Row:
     return {"etag": found.etag, "size_bytes": found.size_bytes, "last_modified": found.last_modified}
 
 
-def _take_file(key: str, prefix: str, mirror: Mirror, before: Row | None) -> Taken:
+def _take_file(key: str, prefix: str, mirror: Mirror, before: Row | None, marks: CrashMarks | None) -> Taken:
     try:
         state = mirror.inspect(key)
     except FileError as error:
         return Taken(_failed_row(key, prefix, error.status, str(error)), "failed")
     if state is None:
         return Taken(_failed_row(key, prefix, "failed", "the file was removed while it was read"), "failed")
-    return Taken(_row(state, prefix, mirror, before), "skipped")
+    return Taken(_row(state, prefix, mirror, before, marks), "skipped")
 
 
-def _row(state: ObjectState, prefix: str, mirror: Mirror, before: Row | None) -> Row:
+def _row(state: ObjectState, prefix: str, mirror: Mirror, before: Row | None, marks: CrashMarks | None) -> Row:
     row: Row = {
         "id": state.key,
         "prefix": prefix,
@@ -537,8 +543,11 @@ def _row(state: ObjectState, prefix: str, mirror: Mirror, before: Row | None) ->
         # The same bytes are the same audio.
         probed = ("container", "codec", "sample_rate_hz", "channels", "duration_s", "status", "error")
         return row | {name: before[name] for name in probed}
+    path = mirror.path_for(state.key)
     try:
-        found = probe(mirror.path_for(state.key))
+        trial = ["audio_assets.ingest.probe", str(path)]
+        with marks.around(state.sha256, trial, _TRIAL_S) if marks is not None else nullcontext():
+            found = probe(path)
     except FileError as error:
         return row | {"status": error.status, "error": str(error)}
     return row | {

@@ -118,3 +118,13 @@ def _duration_s(av: Any, container: Any, stream: Any) -> float | None:
 def _reason(error: BaseException) -> str:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(str(text).split())[:200]
+
+
+if __name__ == "__main__":
+    # The trial of a file on which a run has died: `PATH`.
+    import sys
+
+    from audio_assets.crashes import alone
+
+    alone()
+    probe(Path(sys.argv[1]))

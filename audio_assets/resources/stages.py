@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from audio_assets.crashes import CrashMarks
 from audio_assets.errors import FileDeferred, FileFailed
 from audio_assets.ingest import intake
 from audio_assets.ingest.intake import IntakeOptions, Taken, Task
@@ -57,7 +58,8 @@ class TakeIn:
         budget = self.home.budget() if self.r2 else None
         if budget is not None:
             budget.shrink()
-        return intake.take(items, self.prefix, self.home.mirror(), self.options, client, bucket, budget)
+        with CrashMarks(self.home.paths().crash_marks) as marks:
+            yield from intake.take(items, self.prefix, self.home.mirror(), self.options, client, bucket, budget, marks)
 
     def name(self, item: Task) -> str:
         """Its key."""
@@ -131,7 +133,11 @@ class Transcribe:
         if shared and not alone:
             mirror = self.home.mirror()
             items = (replace(item, path=mirror.path_for(item.id)) for item in items)
-        with closing(self._account(alone)) as account, supply_of(self.home, self.r2) as supply:
+        with (
+            closing(self._account(alone)) as account,
+            supply_of(self.home, self.r2) as supply,
+            CrashMarks(self.home.paths().crash_marks) as marks,
+        ):
             engine = self.whisper.billed_engine(account, cache)
             if isinstance(items, Sequence):
                 key, contents = fingerprint(engine), {item.id: item.sha256 for item in items}
@@ -153,6 +159,7 @@ class Transcribe:
                 bring=lambda item: supply.bring(item.id, item.sha256, _remote(item) if shared else None),
                 on_window=lambda id, seconds, known: tell((id, seconds, known)),
                 live=not alone,
+                marks=marks,
             )
             try:
                 for result in transcribe_files(items, engine, cache, options):

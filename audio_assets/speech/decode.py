@@ -329,3 +329,15 @@ def _header_duration(container: InputContainer, stream: Any) -> float | None:
 def _reason(error: Exception) -> str:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return str(text).splitlines()[0][:120]
+
+
+if __name__ == "__main__":
+    # The trial of a file on which a run has died: `PATH MAX_DURATION_S MAX_BYTES MAX_DECODE_S`.
+    import sys
+
+    from audio_assets.crashes import alone
+
+    alone()
+    with AudioStream(Path(sys.argv[1]), Limits(float(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))) as stream:
+        for _ in stream.blocks():
+            pass

@@ -20,6 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from audio_assets.crashes import CrashMarks
 from audio_assets.errors import FileError
 from audio_assets.speech import judge, vad
 from audio_assets.speech.cache import Hold, TranscriptCache
@@ -47,6 +48,9 @@ _FIRST = 4
 
 _AHEAD_WINDOWS = 256
 """Windows that may wait for the model, however short: each of their files has a lock open."""
+
+_TRIAL_S = 60.0
+"""What the trial of a file may take beyond the time for decoding."""
 
 _HELD_POLL_S = 0.1
 """How often to look whether another process is done with a file."""
@@ -79,7 +83,8 @@ class TranscribeOptions:
     for calls under way. ``on_window`` is called in the caller's thread whenever a window is done, with the file's id,
     the seconds of the recording that are done with it (the silence before it included), and whether the cache held it.
     ``timings`` collects the seconds spent decoding, finding speech and waiting. ``bring`` is entered while a file is
-    decoded, which is one that the cache does not hold: it may take its time to have the file there.
+    decoded, which is one that the cache does not hold: it may take its time to have the file there. ``marks`` tell the
+    next run of which file this one died.
     """
 
     batch_size: int | None = None
@@ -94,6 +99,7 @@ class TranscribeOptions:
     on_window: Callable[[str, float, bool], None] = lambda id, seconds, known: None
     timings: Timings = field(default_factory=Timings)
     bring: Callable[[AudioFile], AbstractContextManager[None]] | None = None
+    marks: CrashMarks | None = None
 
 
 @dataclass(frozen=True)
@@ -477,12 +483,21 @@ class _Run:
         try:
             with ExitStack() as brought:
                 # Workers must not wait for more from a reader that waits for its file.
-                with self._pool.standing_still() if self._options.bring else nullcontext():
+                waits = self._options.bring is not None or self._options.marks is not None
+                with self._pool.standing_still() if waits else nullcontext():
                     if self._options.bring is not None:
                         brought.enter_context(self._options.bring(job.file))
+                    if self._options.marks is not None:
+                        brought.enter_context(self._marked(job.file, self._options.marks))
                 self._cut(job, {} if job.fresh else self._cache.get_windows(sha256, self._fingerprint))
         except FileError as error:
             self._fail(job, error)
+
+    def _marked(self, file: AudioFile, marks: CrashMarks) -> AbstractContextManager[None]:
+        limits = self._options.limits
+        trial = ["audio_assets.speech.decode", str(file.path)]
+        trial += [str(limit) for limit in (limits.max_duration_s, limits.max_bytes, limits.max_decode_s)]
+        return marks.around(file.sha256, trial, _TRIAL_S + limits.max_decode_s)
 
     def _cut(self, job: _Job, known: dict[str, dict[str, Any]]) -> None:
         count = 0

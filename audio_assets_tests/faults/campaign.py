@@ -193,6 +193,7 @@ FAULTS = (
         "redirections, plain http, runs that name an address, endless answers",
         ("faults/test_elsewhere.py", "storage/test_warehouse.py::test_what_stands_in_the_database"),
     ),
+    Fault("files that crash the decoder or take all memory", ("faults/test_crashes.py",)),
     Fault("bytes that fuzzing found or made of its corpus", ("fuzz/test_fuzz.py",)),
     Fault(
         "libraries that call home, a user without rights, read-only files",

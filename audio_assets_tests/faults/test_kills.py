@@ -144,6 +144,7 @@ def strike_and_recover(
     verified = victims.run("verify", settings=here)
     assert verified.returncode == 0, verified.stderr[-400:]
     assert unfinished_files(home) == []
+    assert not list(home.crash_marks.glob("*")), "a file is suspected that did nothing"
     assert files_of(home) == undisturbed, "as if nothing had happened"
     assert list(scratch.iterdir()) == []
 
