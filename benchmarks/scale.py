@@ -7,8 +7,11 @@ Prints a table for people and, as the last line, one JSON object.
 * Overhead and memory: 100,000 items through a stage that does nothing, in a process of its own: time per item, and the
   peak of that process's resident memory beyond what it had before.
 * Start: from nothing but a warm cluster to the first result, in a process of its own, imports of Ray included.
+* The same stages and settings through `ray.data` (`benchmarks.ray_data`), in turns with ours: rate, first result,
+  overhead, and what becomes of 64 items of which one ends the process of whoever touches it.
 * Unit costs for benchmarks/scale.md: events and bytes that a run of `prefix_job` leaves in Postgres, and its time;
-  time and bytes of a recording in a partition file and in the warehouse.
+  time and bytes of a recording in a partition file and in the warehouse; operations on the bucket, of a recording and
+  of a partition, as `benchmarks.operations` counts them.
 
 Both nodes share the cores of this machine, so what is measured is waiting, not computing. Not measured: a network
 between nodes, GPUs, more than two nodes.
@@ -38,6 +41,7 @@ LATENCY_S = 1.0
 FILES = 480
 ITEMS = 100_000
 WAREHOUSE_ROWS = 50_000
+PART_S = 280.0
 
 Result = dict[str, Any]
 
@@ -78,6 +82,33 @@ class Nothing:
         return ""
 
 
+POISON, OTHERS, PATIENCE_S = 7, 63, 90.0
+
+
+class Poisoned(Nothing):
+    """One of the numbers ends the process."""
+
+    def apply(self, items: Iterable[int], tell: Callable[[Any], None]) -> Generator[int, None, None]:
+        for item in items:
+            if item == POISON:
+                os._exit(1)
+            yield item
+
+    def lost(self, item: int, reason: str) -> int:
+        return -item
+
+
+def mapped(stage: Any, items: Any) -> Iterator[Any]:
+    """The results of a stage through the mapper; through `ray.data` where ``BENCH_RAY_DATA`` is a size of batches."""
+    from audio_assets.resources.mapper import MapperResource
+    from benchmarks.ray_data import through_ray_data
+
+    batch = os.environ.get("BENCH_RAY_DATA")
+    if batch is None:
+        return iter(MapperResource().map(stage, items))
+    return through_ray_data(stage, items, int(os.environ.get("AUDIO_ASSETS_RAY_WORKERS", "2")), int(batch))
+
+
 @contextlib.contextmanager
 def cluster() -> Iterator[str]:
     from ray.cluster_utils import Cluster
@@ -98,10 +129,10 @@ def aside(part: str, address: str, **settings: str) -> Any:
     """Run one part in a process of its own, as a driver; what it printed last."""
     environment = os.environ | {"AUDIO_ASSETS_MAPPER": "ray", "RAY_ADDRESS": address} | settings
     command = [sys.executable, "-m", "benchmarks.scale", "--part", part]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PART_S)
     if done.returncode:
         raise RuntimeError((done.stderr.strip() or "no reason given").splitlines()[-1])
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
 
 
 def part_start() -> dict[str, float]:
@@ -118,12 +149,10 @@ def part_start() -> dict[str, float]:
 
 def part_nothing() -> dict[str, float]:
     """In a driver: 100,000 items that need nothing."""
-    from audio_assets.resources.mapper import MapperResource
-
-    list(MapperResource().map(Nothing(), list(range(8))))
+    list(mapped(Nothing(), list(range(8))))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     cpu, started = time.process_time(), time.monotonic()
-    count = sum(1 for _ in MapperResource().map(Nothing(), range(ITEMS)))
+    count = sum(1 for _ in mapped(Nothing(), range(ITEMS)))
     wall, cpu = time.monotonic() - started, time.process_time() - cpu
     assert count == ITEMS
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -133,7 +162,6 @@ def part_nothing() -> dict[str, float]:
 def part_api() -> dict[str, float]:
     """In a driver: recordings to the API, by as many workers as the settings say."""
     from audio_assets.resources.home import HomeResource
-    from audio_assets.resources.mapper import MapperResource
     from audio_assets.resources.r2 import R2Resource
     from audio_assets.resources.stages import Budget, Transcribe
     from audio_assets.resources.whisper import WhisperResource
@@ -160,12 +188,34 @@ def part_api() -> dict[str, float]:
     )
     began = time.monotonic()
     stamps, statuses = [], set()
-    for done in MapperResource().map(stage, files):
+    for done in mapped(stage, files):
         stamps.append(time.monotonic())
         statuses.add(done.status)
     assert statuses == {"ok"}, statuses
     # The first and the last answers of a worker come while others are not yet, or no longer, at work.
     return {"per_s": (len(stamps) - 1) / (stamps[-1] - stamps[0]), "first_s": stamps[0] - began}
+
+
+def part_poison() -> dict[str, float]:
+    """In a driver: how many of the others are done, and after how long all is, or nobody waits any longer."""
+    import threading
+
+    began, others = time.monotonic(), 0
+
+    def give_up() -> None:
+        print(json.dumps({"others": others, "seconds": PATIENCE_S, "ended": 0}), flush=True)
+        os._exit(0)
+
+    timer = threading.Timer(PATIENCE_S, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        for done in mapped(Poisoned(), list(range(OTHERS + 1))):
+            others += done >= 0 and done != POISON
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}"[:300], file=sys.stderr)
+    timer.cancel()
+    return {"others": others, "seconds": time.monotonic() - began, "ended": 1}
 
 
 def write_recordings(home: Path) -> None:
@@ -220,6 +270,51 @@ def bench_nothing(address: str, rounds: int) -> list[Result]:
 def bench_start(address: str, rounds: int) -> list[Result]:
     seconds = statistics.median(aside("start", address)["seconds"] for _ in range(rounds))
     return [result("start on a warm cluster, to the first result", seconds, "s", 10, seconds < 10)]
+
+
+def bench_ray_data(address: str, rounds: int) -> list[Result]:
+    from benchmarks import api
+
+    api.LATENCY_S = LATENCY_S
+    ways = {"ours": {}, "ray.data": {"BENCH_RAY_DATA": "16"}}
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for way, asked in ways.items():
+            with tempfile.TemporaryDirectory() as home, api.server() as (url, _counts):
+                write_recordings(Path(home))
+                recordings = aside(
+                    "api",
+                    address,
+                    AUDIO_ASSETS_HOME=home,
+                    OPENAI_BASE_URL=url,
+                    OPENAI_API_KEY="bench",
+                    AUDIO_ASSETS_RAY_CPUS="2",
+                    AUDIO_ASSETS_RAY_WORKERS="2",
+                    **asked,
+                )
+            found[way].append(recordings | aside("nothing", address, **asked))
+    poison = {way: aside("poison", address, **asked) for way, asked in ways.items()}
+    ours, theirs = ({k: statistics.median(f[k] for f in found[way]) for k in found[way][0]} for way in ways)
+    for way in ways:
+        ended = f"ended after {poison[way]['seconds']:.0f} s" if poison[way]["ended"] else "not at its end after 90 s"
+        poison[way]["said"] = f"{way} {poison[way]['others']} of {OTHERS}, {ended}"  # type: ignore[assignment]
+    rate, took = ours["per_s"] / theirs["per_s"], theirs["ms"] / ours["ms"]
+    rates = f"{ours['per_s']:.1f} and {theirs['per_s']:.1f}"
+    firsts = f"the first after {ours['first_s']:.1f} and {theirs['first_s']:.1f} s"
+    times = f"{theirs['ms']:.2f} and {ours['ms']:.2f} ms"
+    peaks = f"peak of the driver {theirs['mb']:.0f} and {ours['mb']:.0f} MB"
+    return [
+        result("recordings a second on two nodes, ours over ray.data's", rate, "x", None, True, f"{rates}; {firsts}"),
+        result("a file beyond the work, ray.data's time over ours", took, "x", None, True, f"{times}; {peaks}"),
+        result(
+            "others done, beside a file that ends its worker",
+            poison["ours"]["others"],
+            "",
+            OTHERS,
+            poison["ours"]["others"] == OTHERS,
+            "; ".join(str(p["said"]) for p in poison.values()),
+        ),
+    ]
 
 
 def bench_postgres(_: str, rounds: int) -> list[Result]:
@@ -328,16 +423,37 @@ def bench_warehouse(_: str, rounds: int) -> list[Result]:
     ]
 
 
+def bench_operations(_: str, rounds: int) -> list[Result]:
+    """What R2 charges for; the same in every round."""
+    from benchmarks.operations import measure
+
+    rows = []
+    for name, (recording, partition) in measure().items():
+        note = f"and {partition:.0f} for the run of its prefix"
+        rows.append(result(f"{name} operations of a recording", recording, "", None, True, note))
+    return rows
+
+
+BENCHES: dict[str, Callable[[str, int], list[Result]]] = {
+    "nodes": bench_two_nodes,
+    "nothing": bench_nothing,
+    "start": bench_start,
+    "ray-data": bench_ray_data,
+    "postgres": bench_postgres,
+    "warehouse": bench_warehouse,
+    "operations": bench_operations,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each measurement (default 3)")
-    parser.add_argument(
-        "--only", choices=["nodes", "nothing", "start", "postgres", "warehouse"], help="measure only this"
-    )
-    parser.add_argument("--part", choices=["start", "nothing", "api"], help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=list(BENCHES), help="measure only this")
+    parser.add_argument("--part", choices=["start", "nothing", "api", "poison"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:
-        print(json.dumps({"start": part_start, "nothing": part_nothing, "api": part_api}[arguments.part]()))
+        parts = {"start": part_start, "nothing": part_nothing, "api": part_api, "poison": part_poison}
+        print(json.dumps(parts[arguments.part]()))
         return
     root = str(Path(__file__).parents[1])
     os.environ |= {
@@ -347,16 +463,10 @@ def main() -> None:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {sys.version.split()[0]}")
-    benches = {
-        "nodes": bench_two_nodes,
-        "nothing": bench_nothing,
-        "start": bench_start,
-        "postgres": bench_postgres,
-        "warehouse": bench_warehouse,
-    }
     results: list[Result] = []
-    with cluster() if arguments.only not in ("postgres", "warehouse") else contextlib.nullcontext("") as address:
-        for name, bench in benches.items():
+    alone = arguments.only in ("postgres", "warehouse", "operations")
+    with contextlib.nullcontext("") if alone else cluster() as address:
+        for name, bench in BENCHES.items():
             if arguments.only not in (None, name):
                 continue
             try:
