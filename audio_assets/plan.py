@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from audio_assets import schemas
+from audio_assets.crashes import CrashMarks
 from audio_assets.ingest.listing import RemoteObject, objects_of
 from audio_assets.ingest.selection import Selection, passed_over
 from audio_assets.ingest.sweep import Sweep
@@ -129,7 +130,8 @@ def make_plan(
             estimated = True
             seconds = found.size_bytes / bytes_per_s[_extension(found.key)]
             candidates.append(Candidate(found.key, content, seconds, known["sha256"] if known else None))
-    estimates, chosen = whisper.estimates(candidates, home.cache())
+    with CrashMarks(home.paths().crash_marks) as marks:
+        estimates, chosen = whisper.estimates(candidates, home.cache(), marks)
     return Plan(
         files=len(listed),
         size_bytes=sum(found.size_bytes for found in listed.values()),

@@ -8,6 +8,7 @@ import pyarrow as pa
 from audio_assets import schemas
 from audio_assets.assets.common import OWNERS, WAREHOUSE, preview, readable_errors, table_metadata
 from audio_assets.assets.raw_audio import raw_audio
+from audio_assets.crashes import CrashMarks
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
 from audio_assets.resources.home import HomeResource
 from audio_assets.resources.whisper import WhisperResource
@@ -39,7 +40,8 @@ def transcription_plan(
             for r in rows
             if r["status"] == "ok"
         ]
-        estimates, chosen = whisper.estimates(candidates, home.cache())
+        with CrashMarks(home.paths().crash_marks) as marks:
+            estimates, chosen = whisper.estimates(candidates, home.cache(), marks)
         table = schemas.TRANSCRIPTION_PLAN.from_rows([{**asdict(e), "chosen": e == chosen} for e in estimates])
     return dg.MaterializeResult(
         value=table,

@@ -12,6 +12,7 @@ from dagster import ConfigurableResource, InitResourceContext
 from pydantic import Field
 
 from audio_assets import settings
+from audio_assets.crashes import CrashMarks
 from audio_assets.errors import SettingsError
 from audio_assets.resources.run_config import refuse_in_run_config
 from audio_assets.resources.travelling import Travelling
@@ -187,13 +188,15 @@ class WhisperResource(Travelling, ConfigurableResource):  # type: ignore[type-ar
             split_channels=self.split_channels,
         )
 
-    def estimates(self, candidates: Sequence[Candidate], cache: TranscriptCache) -> tuple[list[Estimate], Estimate]:
+    def estimates(
+        self, candidates: Sequence[Candidate], cache: TranscriptCache, marks: CrashMarks
+    ) -> tuple[list[Estimate], Estimate]:
         """What each engine and model would do about ``candidates``, and that of the engine of `create_engine`.
 
         Silence is measured once, with the windows of the chosen engine.
         """
         engine = self.create_engine()
-        silence = measure_silence(pending(candidates, engine, cache) or candidates, engine)
+        silence = measure_silence(pending(candidates, engine, cache) or candidates, engine, marks)
         chosen = estimate(candidates, engine, cache, silence)
         found = [chosen]
         for model in CAPABILITIES:

@@ -37,6 +37,9 @@ CLIP_SHARE = 0.001
 
 _OPEN_LENGTH = 0xFFFFFFFF
 
+_TRIAL_S = 60.0
+"""What a trial may take beyond the time for decoding: an interpreter has to start."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -290,6 +293,12 @@ class AudioStream:
         return data
 
 
+def trial_of(path: Path, limits: Limits) -> tuple[list[str], float]:
+    """A command that decodes a whole file, for `CrashMarks.around`, and the seconds that it may take."""
+    figures = [str(limit) for limit in (limits.max_duration_s, limits.max_bytes, limits.max_decode_s)]
+    return ["audio_assets.speech.decode", str(path), *figures], _TRIAL_S + limits.max_decode_s
+
+
 def decode(path: Path, limits: Limits | None = None) -> Audio:
     """Decode a whole file into memory; for files that may be long use `AudioStream`.
 
@@ -332,7 +341,7 @@ def _reason(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    # The trial of a file on which a run has died: `PATH MAX_DURATION_S MAX_BYTES MAX_DECODE_S`.
+    # What `trial_of` runs.
     import sys
 
     from audio_assets.crashes import alone

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from audio_assets.crashes import CrashMarks
 from audio_assets.errors import FileError
 from audio_assets.speech.cache import TranscriptCache
-from audio_assets.speech.decode import AudioStream
+from audio_assets.speech.decode import AudioStream, Limits, trial_of
 from audio_assets.speech.engine import Engine
 from audio_assets.speech.openai_api import OpenAIEngine
 from audio_assets.speech.transcribe import fingerprint
@@ -97,10 +98,11 @@ def pending(candidates: Sequence[Candidate], engine: Engine, cache: TranscriptCa
     return [c for c in unique.values() if c.sha256 is None or cache.get(c.sha256, key) is None]
 
 
-def measure_silence(candidates: Iterable[Candidate], engine: Engine) -> Silence:
+def measure_silence(candidates: Iterable[Candidate], engine: Engine, marks: CrashMarks) -> Silence:
     """Listen to a sample of the recordings that are here, and see how much of them the engine would be sent.
 
-    Without any recording here the share is 0: the estimate is then an upper bound.
+    Without any recording here the share is 0: the estimate is then an upper bound. ``marks`` tell the next process of
+    which recording this one died.
     """
     here = [c for c in candidates if c.path is not None and c.path.is_file()]
     # A hash is as good as a lottery, and gives the same sample the next time.
@@ -109,10 +111,12 @@ def measure_silence(candidates: Iterable[Candidate], engine: Engine) -> Silence:
     files = 0
     for candidate in here[:LISTENED_FILES]:
         assert candidate.path is not None  # noqa: S101 - chosen so above
+        name = candidate.sha256 or candidate.content
         if files and heard_s + candidate.duration_s > LISTENED_S:
             continue
         try:
-            duration_s, window_s = listen(candidate.path, engine)
+            with marks.around(name, *trial_of(candidate.path, Limits())):
+                duration_s, window_s = listen(candidate.path, engine)
         except FileError:
             continue
         heard_s += duration_s

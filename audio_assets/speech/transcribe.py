@@ -24,7 +24,7 @@ from audio_assets.crashes import CrashMarks
 from audio_assets.errors import FileError
 from audio_assets.speech import judge, vad
 from audio_assets.speech.cache import Hold, TranscriptCache
-from audio_assets.speech.decode import AudioStream, Limits
+from audio_assets.speech.decode import AudioStream, Limits, trial_of
 from audio_assets.speech.engine import (
     SAMPLE_RATE_HZ,
     Clip,
@@ -48,9 +48,6 @@ _FIRST = 4
 
 _AHEAD_WINDOWS = 256
 """Windows that may wait for the model, however short: each of their files has a lock open."""
-
-_TRIAL_S = 60.0
-"""What the trial of a file may take beyond the time for decoding."""
 
 _HELD_POLL_S = 0.1
 """How often to look whether another process is done with a file."""
@@ -494,10 +491,7 @@ class _Run:
             self._fail(job, error)
 
     def _marked(self, file: AudioFile, marks: CrashMarks) -> AbstractContextManager[None]:
-        limits = self._options.limits
-        trial = ["audio_assets.speech.decode", str(file.path)]
-        trial += [str(limit) for limit in (limits.max_duration_s, limits.max_bytes, limits.max_decode_s)]
-        return marks.around(file.sha256, trial, _TRIAL_S + limits.max_decode_s)
+        return marks.around(file.sha256, *trial_of(file.path, self._options.limits))
 
     def _cut(self, job: _Job, known: dict[str, dict[str, Any]]) -> None:
         count = 0

@@ -62,6 +62,21 @@ print(json.dumps({t.row["id"]: [t.row["status"], t.row["error"]] for t in found}
 """
 
 
+LISTEN = """
+import json, sys
+from pathlib import Path
+from audio_assets.crashes import CrashMarks
+from audio_assets.speech.estimate import Candidate, measure_silence
+from audio_assets.speech.local import LocalEngine, LocalOptions, packaged_model
+
+root = Path(sys.argv[1])
+candidates = [Candidate(p.name, p.name, 3.0, p.name, p) for p in sorted((root / "audio").iterdir())]
+engine = LocalEngine(LocalOptions(model=str(packaged_model()), device="cpu"))
+with CrashMarks(root / "marks") as marks:
+    print(json.dumps(measure_silence(candidates, engine, marks).files))
+"""
+
+
 @pytest.fixture
 def deadly(tmp_path: Path) -> Path:
     """A folder of recordings of which one is named `deadly`."""
@@ -103,6 +118,12 @@ def test_a_file_that_crashes_the_decoder_ends_one_run_and_is_a_row_of_the_next(c
     mended = run(code, deadly, None)
     assert json.loads(mended.stdout)["deadly.mp3"] == ["ok", None]
     assert list((deadly / "marks").iterdir()) == []
+
+
+def test_a_plan_leaves_out_a_file_that_crashes_the_decoder(deadly: Path) -> None:
+    assert run(LISTEN, deadly).returncode == -signal.SIGSEGV
+    assert json.loads(run(LISTEN, deadly).stdout) == 2
+    assert json.loads(run(LISTEN, deadly, None).stdout) == 3
 
 
 def test_a_file_of_which_memory_runs_out_is_tried_again(deadly: Path) -> None:
