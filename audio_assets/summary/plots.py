@@ -19,6 +19,7 @@ from audio_assets.summary.histogram import Histogram, histogram, time_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 MAX_PNG_BYTES = 100_000
@@ -61,6 +62,8 @@ THEMES = {"light": LIGHT, "dark": DARK}
 
 _DPI = 110
 _SIZE_IN = (6.8, 3.1)
+_MARGINS_IN = {"left": 0.82, "right": 0.36, "bottom": 0.52, "top": 0.36}
+"""Room for numbers of seven digits and a line of text; to measure the texts first would double a picture's time."""
 
 
 def duration_histogram(durations_s: Sequence[float], theme: Theme = LIGHT) -> bytes:
@@ -131,8 +134,8 @@ def vocabulary_growth(
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
     axes.grid(color=theme.grid, linewidth=0.8)
-    axes.xaxis.set_major_locator(_whole_numbers())
-    axes.yaxis.set_major_locator(_whole_numbers())
+    _whole_numbers(axes.xaxis)
+    _whole_numbers(axes.yaxis)
     return _png(figure)
 
 
@@ -145,7 +148,7 @@ def top_tokens(counts: Sequence[tuple[str, int]], limit: int = 20, theme: Theme 
         theme: see `THEMES`.
     """
     shown = list(counts[:limit])
-    figure, axes = _figure(theme, height=0.9 + 0.21 * max(len(shown), 6))
+    figure, axes = _figure(theme, height=0.9 + 0.21 * max(len(shown), 6), measured=True)
     if not shown:
         return _nothing(figure, axes, theme)
     families, labels, missing = drawable([word for word, _ in shown])
@@ -158,7 +161,7 @@ def top_tokens(counts: Sequence[tuple[str, int]], limit: int = 20, theme: Theme 
     axes.set_xlabel("Occurrences", color=theme.muted, fontsize=9)
     axes.margins(x=0.08, y=0.02)
     axes.grid(axis="x", color=theme.grid, linewidth=0.8)
-    axes.xaxis.set_major_locator(_whole_numbers())
+    _whole_numbers(axes.xaxis)
     if missing:
         figure.supxlabel(MISSING_FONT_NOTE, fontsize=7.5, color=theme.muted, x=0.01, ha="left")
     return _png(figure)
@@ -197,12 +200,24 @@ def word_cloud(counts: Mapping[str, int], width: int = 760, height: int = 320, t
     return _shrunk(image)
 
 
-def _figure(theme: Theme, height: float = _SIZE_IN[1]) -> tuple[Figure, Axes]:
+def _figure(theme: Theme, height: float = _SIZE_IN[1], *, measured: bool = False) -> tuple[Figure, Axes]:
+    """An empty picture; with ``measured``, its margins follow what stands in them."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(_SIZE_IN[0], height), dpi=_DPI, facecolor=theme.ground, layout="constrained")
+    width = _SIZE_IN[0]
+    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor=theme.ground)
     FigureCanvasAgg(figure)
+    if measured:
+        figure.set_layout_engine("constrained")
+    else:
+        room = _MARGINS_IN
+        figure.subplots_adjust(
+            left=room["left"] / width,
+            right=1 - room["right"] / width,
+            bottom=room["bottom"] / height,
+            top=1 - room["top"] / height,
+        )
     axes = figure.add_subplot(facecolor=theme.ground)
     axes.set_axisbelow(True)
     axes.tick_params(colors=theme.muted, labelcolor=theme.ink, labelsize=8.5, length=0)
@@ -212,10 +227,11 @@ def _figure(theme: Theme, height: float = _SIZE_IN[1]) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _whole_numbers() -> Any:
-    from matplotlib.ticker import MaxNLocator
+def _whole_numbers(axis: Axis) -> None:
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-    return MaxNLocator(nbins="auto", integer=True, steps=[1, 2, 5, 10])
+    axis.set_major_locator(MaxNLocator(nbins="auto", integer=True, steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
 def _histogram_png(bins: Histogram, what: str, of: str, theme: Theme) -> bytes:
@@ -231,7 +247,7 @@ def _histogram_png(bins: Histogram, what: str, of: str, theme: Theme) -> bytes:
     axes.set_ylabel(of, color=theme.muted, fontsize=9)
     axes.set_title(f"{bins.total:,} {of.lower()}", loc="left", color=theme.ink, fontsize=10)
     axes.grid(axis="y", color=theme.grid, linewidth=0.8)
-    axes.yaxis.set_major_locator(_whole_numbers())
+    _whole_numbers(axes.yaxis)
     if bins.open_ended:
         axes.set_title(f"orange: {bins.label(len(bins.counts) - 1)}", loc="right", color=theme.rest, fontsize=8.5)
     return _png(figure)
@@ -246,9 +262,9 @@ def _nothing(figure: Figure, axes: Axes, theme: Theme) -> bytes:
 def _png(figure: Figure) -> bytes:
     from PIL import Image
 
-    out = io.BytesIO()
-    figure.savefig(out, format="png", metadata={"Software": None})
-    return _shrunk(Image.open(out))
+    canvas: Any = figure.canvas
+    canvas.draw()
+    return _shrunk(Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba(), "raw", "RGBA", 0, 1))
 
 
 def _shrunk(image: Any) -> bytes:
