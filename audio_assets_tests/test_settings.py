@@ -1,6 +1,8 @@
 """Settings from the environment and .env, and Dagster's home."""
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from audio_assets.dagster_home import ensure_dagster_home
 from audio_assets.errors import SettingsError
 from audio_assets.resources.home import HomeResource
 from audio_assets.settings import Home
+from audio_assets.storage import atomic
 
 
 def test_a_file_named_dot_env_is_read_and_the_environment_goes_before_it(
@@ -83,3 +86,28 @@ def test_a_home_keeps_to_the_bucket_that_claimed_it(home: Home) -> None:
     resource.claim("first")
     with pytest.raises(SettingsError, match="holds the corpus of the bucket 'first', and R2_BUCKET is 'second'"):
         resource.claim("second")
+
+
+def test_a_home_whose_first_run_was_killed_while_it_claimed_it_can_be_used(home: Home) -> None:
+    home.root.mkdir(parents=True, exist_ok=True)
+    home.bucket.write_bytes(b"")
+    HomeResource().claim("first")
+    assert home.bucket.read_text() == "first"
+
+
+def test_of_two_first_runs_at_once_both_go_on_when_their_bucket_is_the_same(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = atomic.write_bytes
+
+    def slowly(path: Path, data: bytes) -> None:
+        time.sleep(0.3)
+        written(path, data)
+
+    monkeypatch.setattr(atomic, "write_bytes", slowly)
+    with ThreadPoolExecutor(5) as pool:
+        same = [pool.submit(HomeResource().claim, "first") for _ in range(4)]
+        assert [each.exception() for each in same] == [None] * 4
+        home.bucket.unlink()
+        different = [pool.submit(HomeResource().claim, name) for name in ("first", "second")]
+        assert sorted(type(each.exception()).__name__ for each in different) == ["NoneType", "SettingsError"]

@@ -4,10 +4,11 @@ import errno
 from pathlib import Path
 
 from dagster import ConfigurableResource
+from filelock import FileLock, Timeout
 from pydantic import Field
 
 from audio_assets import settings
-from audio_assets.errors import SettingsError, machine_trouble
+from audio_assets.errors import BusyError, SettingsError, machine_trouble
 from audio_assets.ingest.disk_budget import DiskBudget, index_path
 from audio_assets.ingest.mirror import Mirror
 from audio_assets.ingest.selection import Selection
@@ -22,6 +23,9 @@ from audio_assets.storage.objects import Objects
 _shared: dict[str, Objects] = {}
 _caches: dict[str, SharedTranscriptCache] = {}
 """One for each home in a bucket: a cache renews its claims for as long as the process lives."""
+
+
+_CLAIMING_S = 30.0
 
 
 class HomeResource(Travelling, ConfigurableResource):  # type: ignore[type-arg]
@@ -82,6 +86,7 @@ class HomeResource(Travelling, ConfigurableResource):  # type: ignore[type-arg]
 
         Raises:
             SettingsError: the home holds another bucket's corpus, or cannot be written.
+            BusyError: another process is about to note its bucket, and does not come to an end.
             StorageError: the disk is full or broken.
         """
         paths, objects = self.paths(), self.objects()
@@ -98,16 +103,20 @@ class HomeResource(Travelling, ConfigurableResource):  # type: ignore[type-arg]
             paths.bucket.write_text(bucket, encoding="utf-8")
             return
         try:
-            paths.root.mkdir(parents=True, exist_ok=True)
-            with paths.bucket.open("x", encoding="utf-8") as file:
-                file.write(bucket)
-        except FileExistsError:
-            holds = paths.bucket.read_text(encoding="utf-8")
+            holds = _noted(paths.bucket)
+            if not holds:
+                paths.locks.mkdir(parents=True, exist_ok=True)
+                with FileLock(paths.locks / "bucket.lock", timeout=_CLAIMING_S):
+                    # Of two first runs one has noted its bucket meanwhile. An empty note is of one that was killed.
+                    holds = _noted(paths.bucket) or bucket
+                    atomic.write_bytes(paths.bucket, holds.encode())
             if holds != bucket:
                 raise SettingsError(
                     f"AUDIO_ASSETS_HOME {paths.root} holds the corpus of the bucket {holds!r}, and R2_BUCKET is "
                     f"{bucket!r}; set AUDIO_ASSETS_HOME to another directory, one for each bucket"
-                ) from None
+                )
+        except Timeout:
+            raise BusyError(f"{paths.bucket} is being written by another process; run again when it is done") from None
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE):
                 # The directory is the right one.
@@ -170,3 +179,11 @@ class HomeResource(Travelling, ConfigurableResource):  # type: ignore[type-arg]
         for file in sorted(p for p in (path.rglob("*") if path.is_dir() else [path]) if p.is_file()):
             objects.upload(file, file.relative_to(root).as_posix())
         return f"{objects.shown}/{path.relative_to(root).as_posix()}"
+
+
+def _noted(path: Path) -> str | None:
+    """What a small file says; None when there is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
