@@ -103,7 +103,7 @@ class HomeResource(Travelling, ConfigurableResource):  # type: ignore[type-arg]
             paths.bucket.write_text(bucket, encoding="utf-8")
             return
         try:
-            holds = _noted(paths.bucket)
+            holds = _noted(paths.bucket) or ""
             if not holds:
                 paths.locks.mkdir(parents=True, exist_ok=True)
                 with FileLock(paths.locks / "bucket.lock", timeout=_CLAIMING_S):
