@@ -106,6 +106,7 @@ class TestRunFlags:
         assert local("--no-cache")["transcribed"] == 4
         assert local()["transcribed"] == 0
 
+    @pytest.mark.slow
     def test_retry_transcribes_again_what_carries_the_flag_and_nothing_else(self, local: Run, home: Home) -> None:
         local()
         store = PartitionStore(home.tables)
@@ -273,8 +274,8 @@ class TestMistakes:
 
 
 @pytest.mark.weights
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_an_interrupted_run_exits_130_and_goes_on_next_time(home: Home, number: signal.Signals) -> None:
+@pytest.mark.slow
+def test_an_interrupted_run_exits_130_and_goes_on_next_time(home: Home) -> None:
     samples, rate = recording()
     for name, times in (("a-short", 1), ("b-long", 16)):
         path = home.audio / name / "a.wav"
@@ -290,7 +291,7 @@ def test_an_interrupted_run_exits_130_and_goes_on_next_time(home: Home, number: 
     assert process.stderr is not None
     # The long recording is probed; its transcription takes many times longer than the signal.
     assert any("raw_audio b-long: 1/1 files" in line for line in process.stderr)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     started = time.monotonic()
     stderr = process.communicate(timeout=30)[1]
     assert process.returncode == interrupts.EXIT_INTERRUPTED, stderr

@@ -71,7 +71,11 @@ def clear(ended: Ended) -> None:
         assert "then run" in error, error
 
 
-@pytest.mark.parametrize("full", PARTS, indirect=True, ids=list(PARTS))
+LONGEST = "mirror"
+QUICK_AND_SLOW = [pytest.param(p, id=p, marks=[pytest.mark.slow] * (p == LONGEST)) for p in PARTS]
+
+
+@pytest.mark.parametrize("full", QUICK_AND_SLOW, indirect=True)
 def test_a_full_disk_is_named_and_the_run_after_it_is_whole(
     full: Path,
     home: Home,
