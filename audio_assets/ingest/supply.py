@@ -61,7 +61,8 @@ class Supply:
         def work() -> None:
             while (key := self._next_ahead(missing)) is not None:
                 try:
-                    while is_needed(key) and self._places[key] >= self._reached:
+                    # To ask may cost a look into a bucket.
+                    while self._places[key] >= self._reached and is_needed(key):
                         try:
                             self._fetch(key, None, ahead=True)
                             break

@@ -141,7 +141,7 @@ class Transcribe:
             engine = self.whisper.billed_engine(account, cache)
             if isinstance(items, Sequence):
                 key, contents = fingerprint(engine), {item.id: item.sha256 for item in items}
-                supply.ahead(list(contents), lambda id: id in self.fresh_ids or cache.get(contents[id], key) is None)
+                supply.ahead(list(contents), lambda id: id in self.fresh_ids or not cache.has(contents[id], key))
 
             spent: list[str] = []
 

@@ -45,6 +45,10 @@ class TranscriptCache:
         """Where the finished transcript of these bytes lies."""
         return self.root / sha256[:2] / sha256 / f"{fingerprint}.json"
 
+    def has(self, sha256: str, fingerprint: str) -> bool:
+        """Whether there is a stored transcript that can be read."""
+        return self.get(sha256, fingerprint) is not None
+
     def get(self, sha256: str, fingerprint: str) -> dict[str, Any] | None:
         """The stored transcript, or None if there is none or it is damaged."""
         path = self.path_for(sha256, fingerprint)

@@ -25,6 +25,7 @@ LEASE_S = 30.0
 """A claim that was not renewed for so long is anybody's: the longest that a lost machine holds a file up."""
 
 _RENEW_S = LEASE_S / 3
+_KEPT = 1_000
 _LOOK_S = 2.0
 """How often a claim of another is looked at."""
 
@@ -140,10 +141,31 @@ class SharedTranscriptCache(TranscriptCache):
         self._claims = _Claims(objects)
         self._anew: set[str] = set()
         self._with_windows: set[str] = set()
+        self._without_windows: set[str] = set()
+        """Folders that were empty. Whoever has the claim is alone in adding to them."""
+        self._lock = threading.Lock()
+        self._fetched: dict[str, dict[str, Any]] = {}
+        """What `has` has seen and nobody has asked for yet: each look into the bucket costs."""
+
+    def has(self, sha256: str, fingerprint: str) -> bool:
+        """Whether there is a stored transcript, which the next `get` then need not fetch."""
+        name = self._name(sha256, fingerprint, ".json")
+        found = self.get(sha256, fingerprint)
+        if found is not None:
+            with self._lock:
+                if len(self._fetched) >= _KEPT:
+                    self._fetched.pop(next(iter(self._fetched)))
+                self._fetched[name] = found
+        return found is not None
 
     def get(self, sha256: str, fingerprint: str) -> dict[str, Any] | None:
         """The stored transcript, or None if there is none or it is damaged."""
-        found = self._objects.get(self._name(sha256, fingerprint, ".json"))
+        name = self._name(sha256, fingerprint, ".json")
+        with self._lock:
+            kept = self._fetched.pop(name, None)
+        if kept is not None:
+            return kept
+        found = self._objects.get(name)
         return None if found is None else unseal(found[0].decode("utf-8", "replace"))
 
     def put(self, sha256: str, fingerprint: str, result: dict[str, Any]) -> None:
@@ -153,19 +175,24 @@ class SharedTranscriptCache(TranscriptCache):
         """
         name = self._name(sha256, fingerprint, ".json")
         body = seal(result).encode()
+        self._unkeep(name)
         first = name not in self._anew
         if self._objects.put(name, body, is_new=first) is None and self.get(sha256, fingerprint) is None:
             self._objects.put(name, body)
         self._anew.discard(name)
         self.drop_windows(sha256, fingerprint)
         self._anew.discard(name)
+        self._without_windows.discard(self._name(sha256, fingerprint, ".windows"))
 
     def get_windows(self, sha256: str, fingerprint: str) -> dict[str, dict[str, Any]]:
         """The windows of an unfinished file that were stored, by name. Damaged ones are left out."""
         folder = self._name(sha256, fingerprint, ".windows")
         found: dict[str, dict[str, Any]] = {}
-        for name in self._objects.names(folder):
-            self._with_windows.add(folder)
+        if folder in self._without_windows:
+            return found
+        names = list(self._objects.names(folder))
+        (self._with_windows if names else self._without_windows).add(folder)
+        for name in names:
             body = self._objects.get(name)
             entry = None if body is None else unseal(body[0].decode("utf-8", "replace"))
             if entry is not None and isinstance(entry.get("window"), str):
@@ -175,12 +202,15 @@ class SharedTranscriptCache(TranscriptCache):
     def put_window(self, sha256: str, fingerprint: str, window: str, result: dict[str, Any]) -> None:
         """Store the result of one window; in the bucket when this returns."""
         folder = self._name(sha256, fingerprint, ".windows")
+        self._without_windows.discard(folder)
         self._with_windows.add(folder)
         self._objects.put(f"{folder}/{quote(window, safe='')}", seal({**result, "window": window}).encode())
 
     def drop_windows(self, sha256: str, fingerprint: str) -> None:
         """Forget the windows of a file that is finished, or to be transcribed anew."""
-        self._anew.add(self._name(sha256, fingerprint, ".json"))
+        name = self._name(sha256, fingerprint, ".json")
+        self._unkeep(name)
+        self._anew.add(name)
         folder = self._name(sha256, fingerprint, ".windows")
         if folder in self._with_windows:
             self._objects.delete(*self._objects.names(folder))
@@ -189,6 +219,7 @@ class SharedTranscriptCache(TranscriptCache):
     def drop(self, sha256: str) -> int:
         """Remove everything that is stored of these bytes; returns how many objects."""
         names = list(self._objects.names(f"{self.root}/{sha256[:2]}/{sha256}"))
+        self._unkeep(*names)
         self._objects.delete(*names)
         return len(names)
 
@@ -198,7 +229,15 @@ class SharedTranscriptCache(TranscriptCache):
         It ends with `Hold.release`, or `LEASE_S` after the process that had it was last alive. One that wakes up later
         does no harm: an entry that is there stays.
         """
-        return cast(Hold | None, self._claims.take(self._name(sha256, fingerprint, ".claim")))
+        held = self._claims.take(self._name(sha256, fingerprint, ".claim"))
+        # Whoever had it before may have stored windows.
+        self._without_windows.discard(self._name(sha256, fingerprint, ".windows"))
+        return cast(Hold | None, held)
+
+    def _unkeep(self, *names: str) -> None:
+        with self._lock:
+            for name in names:
+                self._fetched.pop(name, None)
 
     def _name(self, sha256: str, fingerprint: str, suffix: str) -> str:
         return f"{self.root}/{sha256[:2]}/{sha256}/{fingerprint}{suffix}"

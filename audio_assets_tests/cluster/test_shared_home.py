@@ -81,6 +81,41 @@ def test_what_one_machine_has_stored_another_finds(objects: Objects) -> None:
     assert here.get_windows(SHA, KEY) == {}
 
 
+def test_what_was_looked_for_is_fetched_once_and_an_empty_folder_listed_once(
+    objects: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    fetched, listed = objects.get, objects.names
+    monkeypatch.setattr(objects, "get", lambda name: asked.append("get") or fetched(name))
+    monkeypatch.setattr(objects, "names", lambda folder: asked.append("list") or listed(folder))
+    here, there = SharedTranscriptCache(objects), SharedTranscriptCache(objects)
+    held = here.hold(SHA, KEY)
+    assert held is not None
+    assert (here.has(SHA, KEY), here.get(SHA, KEY)) == (False, None), "what is not there may come at any time"
+    assert [here.get_windows(SHA, KEY), here.get_windows(SHA, KEY)] == [{}, {}]
+    assert asked == ["get", "get", "list"]
+    held.release()
+
+    # Another machine goes on with the file meanwhile: whoever has the claim next finds what it has stored.
+    held = there.hold(SHA, KEY)
+    assert held is not None
+    there.put_window(SHA, KEY, "0-16000/1", {"text": "one"})
+    held.release()
+    assert here.hold(SHA, KEY) is not None
+    assert [w["text"] for w in here.get_windows(SHA, KEY).values()] == ["one"]
+
+    here.put(SHA, KEY, {"text": "one"})
+    asked.clear()
+    assert there.has(SHA, KEY)
+    assert there.get(SHA, KEY) == {"text": "one"}
+    assert asked == ["get"]
+    assert there.get(SHA, KEY) == {"text": "one"}
+    assert asked == ["get", "get"], "it is kept for one reader only"
+    assert there.has(SHA, KEY)
+    there.drop(SHA)
+    assert there.get(SHA, KEY) is None
+
+
 def test_an_entry_stays_unless_it_is_made_anew_or_damaged(objects: Objects) -> None:
     cache = SharedTranscriptCache(objects)
     cache.put(SHA, KEY, {"by": "the first"})
