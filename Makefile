@@ -26,7 +26,7 @@ slow-test: .venv/.slow-test ## the tests that take minutes
 cluster-test: .venv/.cluster-test ## the tests on a Ray cluster of two nodes and on Postgres
 	$(BIN)/pytest -m "cluster or not slow" audio_assets_tests/cluster audio_assets_tests/resources/test_metrics.py
 
-faults: .venv/.slow-test ## the fault campaign: what was tried, what survived (an hour)
+faults: .venv/.slow-test ## the fault campaign: what was tried, what survived (over an hour)
 	FAULT_BLOWS=10 SOAK_OBJECTS=20000 $(BIN)/python -m audio_assets_tests.faults.campaign
 
 fuzz: .venv/.fuzz ## fuzz what reads strangers' bytes, SECONDS=60 for each of four readers
