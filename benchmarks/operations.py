@@ -35,10 +35,10 @@ def charged_as(method: str, target: str) -> str:
     >>> charged_as("GET", "/b/a.wav"), charged_as("GET", "/b?list-type=2"), charged_as("DELETE", "/b/a.wav")
     ('Class B', 'Class A', 'free')
     """
-    path, _, query = target.partition("?")
     if method == "DELETE":
         return FREE
-    lists = method == "GET" and ("list-type" in query or "prefix=" in query or path.strip("/").count("/") == 0)
+    # A GET of the bucket itself, which has no key behind its name.
+    lists = method == "GET" and "/" not in target.partition("?")[0].strip("/")
     return CLASS_A if method in ("PUT", "POST") or lists else CLASS_B
 
 

@@ -231,25 +231,31 @@ def write_recordings(home: Path) -> None:
         soundfile.write(folder / f"{n:04}.flac", samples[start : start + 2 * rate], rate)
 
 
-def bench_two_nodes(address: str, rounds: int) -> list[Result]:
+def recordings_by(address: str, workers: int, **asked: str) -> dict[str, float]:
+    """`part_api` against a server and a home of its own, by so many workers of two cores."""
     from benchmarks import api
 
     api.LATENCY_S = LATENCY_S
+    with tempfile.TemporaryDirectory() as home, api.server() as (url, _counts):
+        write_recordings(Path(home))
+        found: dict[str, float] = aside(
+            "api",
+            address,
+            AUDIO_ASSETS_HOME=home,
+            OPENAI_BASE_URL=url,
+            OPENAI_API_KEY="bench",
+            AUDIO_ASSETS_RAY_CPUS="2",
+            AUDIO_ASSETS_RAY_WORKERS=str(workers),
+            **asked,
+        )
+    return found
+
+
+def bench_two_nodes(address: str, rounds: int) -> list[Result]:
     rates: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(rounds):
         for workers in rates:
-            with tempfile.TemporaryDirectory() as home, api.server() as (url, _counts):
-                write_recordings(Path(home))
-                found = aside(
-                    "api",
-                    address,
-                    AUDIO_ASSETS_HOME=home,
-                    OPENAI_BASE_URL=url,
-                    OPENAI_API_KEY="bench",
-                    AUDIO_ASSETS_RAY_CPUS="2",
-                    AUDIO_ASSETS_RAY_WORKERS=str(workers),
-                )
-                rates[workers].append(found["per_s"])
+            rates[workers].append(recordings_by(address, workers)["per_s"])
     one, two = statistics.median(rates[1]), statistics.median(rates[2])
     note = f"{one:.1f} and {two:.1f} recordings a second"
     return [result("two nodes over one, API engine", two / one, "x", 1.8, two / one >= 1.8, note)]
@@ -273,31 +279,17 @@ def bench_start(address: str, rounds: int) -> list[Result]:
 
 
 def bench_ray_data(address: str, rounds: int) -> list[Result]:
-    from benchmarks import api
-
-    api.LATENCY_S = LATENCY_S
-    ways = {"ours": {}, "ray.data": {"BENCH_RAY_DATA": "16"}}
+    ways: dict[str, dict[str, str]] = {"ours": {}, "ray.data": {"BENCH_RAY_DATA": "16"}}
     found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for _ in range(rounds):
         for way, asked in ways.items():
-            with tempfile.TemporaryDirectory() as home, api.server() as (url, _counts):
-                write_recordings(Path(home))
-                recordings = aside(
-                    "api",
-                    address,
-                    AUDIO_ASSETS_HOME=home,
-                    OPENAI_BASE_URL=url,
-                    OPENAI_API_KEY="bench",
-                    AUDIO_ASSETS_RAY_CPUS="2",
-                    AUDIO_ASSETS_RAY_WORKERS="2",
-                    **asked,
-                )
-            found[way].append(recordings | aside("nothing", address, **asked))
+            found[way].append(recordings_by(address, 2, **asked) | aside("nothing", address, **asked))
     poison = {way: aside("poison", address, **asked) for way, asked in ways.items()}
     ours, theirs = ({k: statistics.median(f[k] for f in found[way]) for k in found[way][0]} for way in ways)
-    for way in ways:
-        ended = f"ended after {poison[way]['seconds']:.0f} s" if poison[way]["ended"] else "not at its end after 90 s"
-        poison[way]["said"] = f"{way} {poison[way]['others']} of {OTHERS}, {ended}"  # type: ignore[assignment]
+    ends = {
+        way: f"ended after {told['seconds']:.0f} s" if told["ended"] else f"no end after {told['seconds']:.0f} s"
+        for way, told in poison.items()
+    }
     rate, took = ours["per_s"] / theirs["per_s"], theirs["ms"] / ours["ms"]
     rates = f"{ours['per_s']:.1f} and {theirs['per_s']:.1f}"
     firsts = f"the first after {ours['first_s']:.1f} and {theirs['first_s']:.1f} s"
@@ -312,7 +304,7 @@ def bench_ray_data(address: str, rounds: int) -> list[Result]:
             "",
             OTHERS,
             poison["ours"]["others"] == OTHERS,
-            "; ".join(str(p["said"]) for p in poison.values()),
+            "; ".join(f"{way} {told['others']} of {OTHERS}, {ends[way]}" for way, told in poison.items()),
         ),
     ]
 
