@@ -80,7 +80,9 @@ class CrashMarks:
             return
         handle, _ = slot
         try:
-            os.pwrite(handle, name.encode()[:_MOST_BYTES].ljust(_MOST_BYTES), 0)
+            # On a full disk there is a file, and no room for a name in it.
+            with contextlib.suppress(OSError):
+                os.pwrite(handle, name.encode()[:_MOST_BYTES].ljust(_MOST_BYTES), 0)
             yield
         finally:
             os.ftruncate(handle, 0)

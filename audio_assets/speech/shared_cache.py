@@ -25,9 +25,11 @@ LEASE_S = 30.0
 """A claim that was not renewed for so long is anybody's: the longest that a lost machine holds a file up."""
 
 _RENEW_S = LEASE_S / 3
-_KEPT = 1_000
 _LOOK_S = 2.0
 """How often a claim of another is looked at."""
+
+_KEPT = 100
+"""Transcripts that `SharedTranscriptCache.has` keeps at most: one of a long recording takes megabytes."""
 
 
 class Objects(Protocol):

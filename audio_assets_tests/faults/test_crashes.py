@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -187,6 +188,17 @@ class TestMarks:
         (tmp_path / "file").write_bytes(b"")
         with CrashMarks(tmp_path / "file" / "marks") as marks, marks.around("a", (), 1.0):
             pass
+
+    def test_a_full_disk_stops_nobody(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(*_: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "pwrite", full)
+        done = []
+        with CrashMarks(tmp_path) as marks, marks.around("a", (), 1.0):
+            done.append("a")
+        assert done == ["a"]
+        assert list(tmp_path.iterdir()) == []
 
     def test_old_marks_are_forgotten(self, tmp_path: Path) -> None:
         self.left(tmp_path, "a")
