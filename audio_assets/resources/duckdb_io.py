@@ -196,8 +196,7 @@ def _kept(context: OutputContext, store: PartitionStore, table: schemas.Table) -
     unchanged = context.output_metadata.get(UNCHANGED)
     if unchanged is None or unchanged.value is not True or len(context.asset_partition_keys) != 1:
         return None
-    [key] = context.asset_partition_keys
-    return next((file for file in store.partitions(table) if file.partition == key), None)
+    return store.find(table, context.asset_partition_keys[0])
 
 
 def _warn(context: InputContext, bad: Unreadable) -> None:

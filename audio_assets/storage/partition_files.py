@@ -289,10 +289,18 @@ class PartitionStore:
         files.sort(key=lambda file: file.partition or "")
         return Scan(files, unreadable)
 
-    def has(self, table: schemas.Table, partition: str | None = None) -> bool:
-        """Whether the partition was written; an empty one counts."""
+    def find(self, table: schemas.Table, partition: str | None = None) -> PartitionFile | None:
+        """The file of one partition, without looking at any other's; None when it was never written.
+
+        Raises:
+            StorageError: the disk or the bucket refused.
+        """
         _check_partition(table, partition)
-        return self._place.exists(f"{table.name}/{file_name_for(partition)}")
+        path = f"{table.name}/{file_name_for(partition)}"
+        found = self._place.find(path)
+        if found is None:
+            return None
+        return PartitionFile(table.name, partition, self._place.uri(path), *found, self._row_counter(table, partition))
 
     def delete(self, table: schemas.Table, partition: str | None = None) -> bool:
         """Remove the partition; False when there was none.

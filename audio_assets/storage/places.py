@@ -60,8 +60,8 @@ class Place(Protocol):
         """
         ...
 
-    def exists(self, path: str) -> bool:
-        """Whether there is a file at ``path``."""
+    def find(self, path: str) -> tuple[str, int] | None:
+        """Identity and size in bytes of the file at ``path``; None when there is none."""
         ...
 
     def delete(self, path: str) -> bool:
@@ -161,9 +161,16 @@ class Directory:
             ) from error
         return _identity(status), status.st_size
 
-    def exists(self, path: str) -> bool:
-        """Whether there is a file at ``path``."""
-        return (self.root / path).is_file()
+    def find(self, path: str) -> tuple[str, int] | None:
+        """Identity and size in bytes of the file at ``path``; None when there is none."""
+        target = self.root / path
+        try:
+            status = target.stat()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageError(f"{target}: cannot be read: {_reason(error)}; check its permissions") from error
+        return _identity(status), status.st_size
 
     def delete(self, path: str) -> bool:
         """Remove ``path``; False when it was not there."""
@@ -317,12 +324,7 @@ class Bucket:
         where = {"Bucket": self._location.bucket, "Key": self.key(path)}
         with self.errors(path):
             while True:
-                try:
-                    there = self.client().head_object(**where)
-                except ClientError as error:
-                    if error.response["Error"].get("Code") not in ("404", "NoSuchKey", "NotFound"):
-                        raise
-                    there = None
+                there = self._head(path)
                 if there is not None and int(there["Metadata"].get(_FENCE, 0)) > fence:
                     raise SupersededError(
                         f"{self.uri(path)}: a newer run has published this since the run began; its rows stand, those"
@@ -340,20 +342,31 @@ class Bucket:
         atomic.crash_point("partition:after-rename")
         return done["ETag"].strip('"'), body.size
 
-    def exists(self, path: str) -> bool:
-        """Whether there is a file at ``path``."""
-        from pyarrow import fs
-
+    def find(self, path: str) -> tuple[str, int] | None:
+        """Identity and size in bytes of the file at ``path``; None when there is none."""
         with self.errors(path):
-            return bool(self._filesystem().get_file_info(self._path(path)).type == fs.FileType.File)
+            head = self._head(path)
+        return None if head is None else (head["ETag"].strip('"'), int(head["ContentLength"]))
 
     def delete(self, path: str) -> bool:
         """Remove ``path``; False when it was not there."""
-        if not self.exists(path):
+        if self.find(path) is None:
             return False
         with self.errors(path):
             self.client().delete_object(Bucket=self._location.bucket, Key=self.key(path))
         return True
+
+    def _head(self, path: str) -> dict[str, Any] | None:
+        """What the bucket says of ``path``, with the errors of its client; None when it is not there."""
+        from botocore.exceptions import ClientError
+
+        try:
+            head: dict[str, Any] = self.client().head_object(Bucket=self._location.bucket, Key=self.key(path))
+        except ClientError as error:
+            if error.response["Error"].get("Code") in ("404", "NoSuchKey", "NotFound"):
+                return None
+            raise
+        return head
 
     @property
     def bucket(self) -> str:

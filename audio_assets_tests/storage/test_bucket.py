@@ -47,11 +47,11 @@ def test_partitions_are_written_read_listed_and_deleted(bucket: PartitionStore) 
         bucket.write(TRANSCRIPTS, transcripts(key, {key: key, key + "2": "x"}), key)
     assert {f.partition for f in bucket.partitions(TRANSCRIPTS)} == set(KEYS)
     for key in KEYS:
-        assert bucket.has(TRANSCRIPTS, key)
+        assert bucket.find(TRANSCRIPTS, key) is not None
         assert bucket.read(TRANSCRIPTS, [key], ["transcription"]).column(0).to_pylist() == [key, "x"]
     assert bucket.delete(TRANSCRIPTS, KEYS[0])
     assert not bucket.delete(TRANSCRIPTS, KEYS[0])
-    assert not bucket.has(TRANSCRIPTS, KEYS[0])
+    assert bucket.find(TRANSCRIPTS, KEYS[0]) is None
     assert bucket.read(TRANSCRIPTS).num_rows == 2 * len(KEYS) - 2
 
 
@@ -69,6 +69,7 @@ def test_every_write_has_an_identity_of_its_own(bucket: PartitionStore) -> None:
     identities = [bucket.write(TOKENS, tokens("a/", {"x": ["same"]}), "a").identity for _ in range(5)]
     assert len(set(identities)) == 5
     assert [f.identity for f in bucket.partitions(TOKENS)] == identities[-1:]
+    assert [bucket.find(TOKENS, "a")] == bucket.partitions(TOKENS)
 
 
 def test_the_warehouse_and_exports_follow_a_bucket(bucket: PartitionStore, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ class Storage(RuleBasedStateMachine):
     def read_one(self, key: str) -> None:
         data = self.store.read(schemas.TOKENS, [key], ["tokens", "id"])
         assert {r["id"]: r["tokens"] for r in data.to_pylist()} == self.model.get(key, {})
-        assert self.store.has(schemas.TOKENS, key) == (key in self.model)
+        assert (self.store.find(schemas.TOKENS, key) is not None) == (key in self.model)
 
     @rule()
     def read_by_sql(self) -> None:

@@ -112,13 +112,14 @@ def test_an_empty_result_is_a_partition_of_no_rows(store: PartitionStore) -> Non
     store.write(TRANSCRIPTS, transcripts("a/", {"x": "old"}), "a")
     written = store.write(TRANSCRIPTS, TRANSCRIPTS.empty(), "a")
     assert written.row_count == 0
-    assert store.has(TRANSCRIPTS, "a")
+    assert store.find(TRANSCRIPTS, "a") is not None
     assert [f.partition for f in store.partitions(TRANSCRIPTS)] == ["a"]
+    assert [store.find(TRANSCRIPTS, "a")] == store.partitions(TRANSCRIPTS) == [written]
     assert store.read(TRANSCRIPTS, ["a"]).num_rows == 0
 
 
 def test_a_partition_that_was_never_written_has_no_rows(store: PartitionStore) -> None:
-    assert not store.has(TRANSCRIPTS, "a")
+    assert store.find(TRANSCRIPTS, "a") is None
     assert store.read(TRANSCRIPTS, ["a"]).equals(TRANSCRIPTS.empty())
     assert store.read(TRANSCRIPTS).equals(TRANSCRIPTS.empty())
 
