@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ from audio_assets.partitions import PARTITIONS_NAME, partition_key_for, prefix_f
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
 from audio_assets.resources.home import HomeResource
 from audio_assets.resources.progress import LogProgress, Progress
+from audio_assets.resources.r2 import R2Resource
+from audio_assets.settled import Settled, Unchanged
 from audio_assets.storage.partition_files import PartitionStore
 
 if TYPE_CHECKING:
@@ -30,11 +33,10 @@ if TYPE_CHECKING:
 
 QUALITY = "transcript_quality"
 SUMMARY_ASSETS = [QUALITY, "prefix_summary", "token_frequency", "prefix_statistics", "prefix_drift"]
-MADE_OF_RAW_AUDIO = ["transcripts", "transcription_ledger", "tokens", *SUMMARY_ASSETS]
+MADE = ["raw_audio", "transcripts", "transcription_ledger", "tokens"]
+MADE_OF_RAW_AUDIO = [*MADE[1:], *SUMMARY_ASSETS]
 _OPEN_FILES, _FEWEST_OPEN_FILES = 1024, 64
 """With the fewest a small run comes through; each download under way takes two more."""
-RETRIED_STATUSES = ("failed", "partial", "deferred")
-"""Statuses that the next run tries again; a run that leaves any of them did not finish its work."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,13 @@ class RunOptions:
 
 @dataclass
 class RunReport:
-    """What a run did. ``counts`` has the rows of the touched partitions by status.
+    """What a run did. ``counts`` has the rows of the visited partitions by status; ``unchanged`` needed nothing.
 
     ``warehouse_refused`` says why the database could not be written: every row is stored, and it does not hold them.
     """
 
     partitions: list[str] = field(default_factory=list)
+    unchanged: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     cached: int = 0
     transcribed: int = 0
@@ -97,7 +100,7 @@ class RunReport:
     @property
     def unfinished(self) -> int:
         """Files that the next run tries again."""
-        return sum(self.counts.get(status, 0) for status in RETRIED_STATUSES)
+        return sum(self.counts.get(status, 0) for status in schemas.UNFINISHED)
 
     def as_dict(self) -> dict[str, Any]:
         """The report as one JSON-ready object."""
@@ -144,21 +147,29 @@ def run_pipeline(
         chosen = [(partition, []) for partition, _ in chosen if options.fresh.get(partition)]
     say(f"{len(chosen)} prefixes in {'the mirror' if options.skip_ingestion else 'the bucket'}")
     left = options.limit
-    for number, (partition, key_prefixes) in enumerate(chosen, 1):
-        if left is not None and left <= 0:
-            break
-        say(f"[{number}/{len(chosen)}] {partition}")
-        with partition_lock(pipeline.home, partition):
-            if options.fresh is None:
-                result = pipeline.prefix(partition, key_prefixes, left, report.cost_usd + report.uncertain_usd)
-            else:
-                result = pipeline.again(
-                    partition, report.cost_usd + report.uncertain_usd, options.fresh.get(partition, ())
-                )
-        report.partitions.append(partition)
-        if left is not None:
-            left -= int(result["raw_audio"]["objects_selected"])
-        _add(report, result)
+    with pipeline.settled_among([name for name, cutting in chosen if not cutting]) as settled:
+        for number, (partition, key_prefixes) in enumerate(chosen, 1):
+            if left is not None and left <= 0:
+                break
+            unchanged = None if key_prefixes else settled(partition)
+            if unchanged is not None:
+                say(f"[{number}/{len(chosen)}] {partition}: nothing new")
+                report.partitions.append(partition)
+                report.unchanged += 1
+                _pass_over(report, unchanged.passed_over)
+                continue
+            say(f"[{number}/{len(chosen)}] {partition}")
+            with partition_lock(pipeline.home, partition):
+                if options.fresh is None:
+                    result = pipeline.prefix(partition, key_prefixes, left, report.cost_usd + report.uncertain_usd)
+                else:
+                    result = pipeline.again(
+                        partition, report.cost_usd + report.uncertain_usd, options.fresh.get(partition, ())
+                    )
+            report.partitions.append(partition)
+            if left is not None:
+                left -= int(result["raw_audio"]["objects_selected"])
+            _add(report, result)
     forgetting = Forgetting.of(
         store, HomeResource(), _filters(chosen, report.partitions if options.forget_gone else [])
     )
@@ -230,10 +241,43 @@ class _Pipeline:
         self.instance = open_instance(self.home)
         # A run that was killed would count as running for ever, and hold its place in the queue.
         dead_runs.end(self.instance)
+        self.last_run = ""
         self.definitions = build_definitions(progress=progress, home=self.resource)
         if not options.verbose:
             # Dagster's own log goes to the run's event log either way; the terminal gets the progress and the result.
             logging.getLogger("dagster").setLevel(logging.CRITICAL)
+
+    @property
+    def assets(self) -> list[str]:
+        """What is made of each prefix."""
+        graded = [QUALITY] * (self.options.min_grade is not None)
+        return [*MADE, *(graded if self.options.skip_summary else SUMMARY_ASSETS)]
+
+    @cached_property
+    def settled(self) -> Settled | None:
+        """What is known of prefixes that a run of these options leaves as they are; None where it takes all anew."""
+        options = self.options
+        if options.fresh is not None or options.limit is not None or options.skip_ingestion or not options.use_cache:
+            return None
+        if self.home.shared is not None:
+            # Journals of other machines would have to be looked for: nine requests and more for each prefix.
+            return None
+        include, exclude = options.include, options.exclude
+        selection = self.resource.selection(
+            None if include is None else list(include),
+            None if exclude is None else list(exclude),
+            options.max_object_bytes,
+        )
+        return Settled(self.resource, R2Resource(), self.instance, self.assets, IntakeOptions(selection=selection))
+
+    @contextmanager
+    def settled_among(self, partitions: Sequence[str]) -> Iterator[Callable[[str], Unchanged | None]]:
+        """Tells of each of ``partitions`` whether a run would change nothing; to be asked in their order."""
+        if self.settled is None:
+            yield lambda partition: None
+            return
+        with self.settled.among(partitions) as settled:
+            yield settled
 
     @property
     def globs(self) -> dict[str, list[str]]:
@@ -270,12 +314,12 @@ class _Pipeline:
                 **selection,
             },
         }
-        assets = ["raw_audio", "transcripts", "transcription_ledger", "tokens"] + (
-            [QUALITY] * (options.min_grade is not None) if options.skip_summary else SUMMARY_ASSETS
-        )
         if partition not in self.instance.get_dynamic_partitions(PARTITIONS_NAME):
             self.instance.add_dynamic_partitions(PARTITIONS_NAME, [partition])
-        return self.execute("prefix_job", config, assets, partition)
+        result = self.execute("prefix_job", config, self.assets, partition)
+        if self.settled is not None and not key_prefixes and not int(result["transcripts"]["files_transcribed"]):
+            self.settled.note(partition, self.last_run)
+        return result
 
     def again(self, partition: str, spent_usd: float, fresh_ids: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
         """Make anew what is made of `raw_audio`, from the cache: also where the run itself did not trust it.
@@ -333,6 +377,7 @@ class _Pipeline:
         finally:
             # Whatever went wrong after a signal went wrong because of it.
             interrupts.check()
+        self.last_run = result.run_id
         for event in result.all_events:
             if event.is_step_failure:
                 raise _error_of(event)
@@ -425,15 +470,18 @@ def _choose_partitions(store: PartitionStore, wanted: Sequence[str]) -> list[tup
 
 def _add(report: RunReport, result: dict[str, dict[str, Any]]) -> None:
     """Count what one run of a partition did and spent."""
-    taken = result.get("raw_audio", {})
-    for kind in PASSED_OVER:
-        if taken.get(kind):
-            report.passed_over[kind] = report.passed_over.get(kind, 0) + int(taken[kind])
+    _pass_over(report, result.get("raw_audio", {}))
     made = result["transcripts"]
     report.transcribed += int(made["files_transcribed"])
     report.cost_usd += float(made["cost_usd"])
     report.uncertain_usd += float(made.get("uncertain_usd", 0.0))
     report.refused_by_cap += int(made.get("requests_refused_by_cap", 0))
+
+
+def _pass_over(report: RunReport, counted: Mapping[str, Any]) -> None:
+    for kind in PASSED_OVER:
+        if counted.get(kind):
+            report.passed_over[kind] = report.passed_over.get(kind, 0) + int(counted[kind])
 
 
 def _filters(

@@ -22,6 +22,8 @@ STATUSES: dict[str, str] = {
 }
 """Every value that a ``status`` column may hold, with its meaning."""
 
+UNFINISHED = ("failed", "partial", "deferred")
+"""Statuses that the next run tries again; a run that leaves any of them did not finish its work."""
 
 GRADES = ("A", "B", "C", "D", "F")
 """Grades of a transcript, the best first; `summary.quality` says what each takes."""

@@ -206,6 +206,11 @@ class Home:
         return self.root / "locks"
 
     @property
+    def settled(self) -> Path:
+        """Notes of prefixes for which a run has nothing to do."""
+        return self.root / "settled"
+
+    @property
     def crash_marks(self) -> Path:
         """Which files are being decoded, and which were when a process died."""
         return self.locks / "decoding"

@@ -22,6 +22,7 @@ LAYERS = [
     {
         "interrupts",
         "runner",
+        "settled",
         "retry",
         "plan",
         "sensor_costs",

@@ -213,6 +213,19 @@ def test_a_second_run_transcribes_nothing(pipeline: PipelineRun) -> None:
     assert report["counts"] == pipeline.report["counts"]
 
 
+def test_a_run_that_finds_nothing_new_visits_no_prefix(pipeline: PipelineRun) -> None:
+    """The run before has found everything in the cache."""
+    written = {path: path.stat().st_mtime_ns for path in (pipeline.home.tables / "transcripts").iterdir()}
+    done = audio_assets("run", "--json", cwd=pipeline.home.root.parent, environment=pipeline.environment)
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["unchanged"], report["cached"]) == (0, len(report["partitions"]), 11)
+    assert {key: report[key] for key in ("partitions", "counts")} == {
+        key: pipeline.report[key] for key in ("partitions", "counts")
+    }
+    assert done.stderr.count("nothing new") == len(written) == report["unchanged"]
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+
+
 def test_nothing_that_a_run_leaves_is_a_pickle(pipeline: PipelineRun) -> None:
     files = [path for path in pipeline.home.root.rglob("*") if path.is_file()]
     assert len(files) > 30

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 from dagster import ConfigurableResource, InitResourceContext
@@ -22,7 +23,7 @@ from audio_assets.speech.capabilities import CAPABILITIES
 from audio_assets.speech.engine import Engine
 from audio_assets.speech.estimate import Candidate, Estimate, estimate, measure_silence, pending
 from audio_assets.speech.ledger import Account
-from audio_assets.speech.local import LocalEngine, LocalOptions, packaged_model
+from audio_assets.speech.local import LocalEngine, LocalOptions, packaged_model, weights_identity
 from audio_assets.speech.openai_api import CachedPieces, OpenAIEngine, OpenAIOptions
 from audio_assets.speech.retirement import Retirement, retirement
 from audio_assets.speech.transcribe import fingerprint
@@ -132,6 +133,15 @@ class WhisperResource(Travelling, ConfigurableResource):  # type: ignore[type-ar
             if key not in _engines:
                 _engines[key] = OpenAIEngine(options) if isinstance(options, OpenAIOptions) else LocalEngine(options)
             return _engines[key]
+
+    def identity(self) -> dict[str, Any]:
+        """What transcripts depend on, without the key, and without loading a model."""
+        if self.engine_name() == "openai":
+            return {**asdict(self._openai_options()), "api_key": None}
+        options = self._local_options()
+        directory = Path(options.model)
+        weights = weights_identity(directory) if (directory / "model.bin").is_file() else None
+        return {**asdict(options), "weights": weights}
 
     def billed_engine(self, account: Account, cache: TranscriptCache) -> Engine:
         """The engine of `create_engine`, spending from ``account`` where it costs money.
