@@ -83,6 +83,8 @@ class Settled:
 
         A few are looked at ahead of who asks.
         """
+        with suppress(OSError):
+            atomic.remove_stale_temps(self._paths.settled)
         if not any(map(self._noted, partitions)):
             yield lambda partition: None
             return

@@ -186,3 +186,11 @@ def test_a_full_disk_writes_no_note_and_stops_nobody(corpus: Corpus, monkeypatch
     monkeypatch.setattr(settled.atomic, "write_bytes", full)
     corpus.settled().note("calls", "run-1")
     assert corpus.names() == {"talks"}
+
+
+def test_what_a_killed_run_left_of_a_note_goes_with_the_next(corpus: Corpus) -> None:
+    note = corpus.settled()._path("calls")
+    left = note.with_name(f".{note.name}.4194304.0123abcd.tmp")
+    left.write_bytes(b"{")
+    assert corpus.names() == {"calls", "talks"}
+    assert not left.exists()

@@ -38,13 +38,14 @@ def committed(home: Home) -> int:
 
 
 def files_of(home: Home) -> Counter[str]:
-    """Every file of the home but Dagster's own and the journals, of which each run that paid has one.
+    """Every file of the home but Dagster's own, the journals, of which each run that paid has one, and the notes of
+    prefixes with nothing to do, which a run that paid for something does not write.
 
     What is random in a name is left out.
     """
     found: Counter[str] = Counter()
     for path in home.root.rglob("*"):
         relative = path.relative_to(home.root)
-        if path.is_file() and relative.parts[0] not in ("dagster", "ledger"):
+        if path.is_file() and relative.parts[0] not in ("dagster", "ledger", "settled"):
             found[_HEX.sub("#", str(relative))] += 1
     return found
