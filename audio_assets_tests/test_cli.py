@@ -71,22 +71,23 @@ class TestRunFlags:
         assert {r["etag"] for r in rows(home, "raw_audio")} == {None}
 
     def test_prefix_keeps_to_the_keys_that_start_with_it(self, local: Run, home: Home) -> None:
-        report = local("--prefix", "best")
+        report = local("--prefix", "best", "--skip-summary")
         assert report["partitions"] == ["best-of-times"]
         assert {r["prefix"] for r in rows(home, "transcripts")} == {"best-of-times/"}
 
     def test_prefix_may_cut_through_a_folder(self, local: Run, home: Home) -> None:
-        local("--prefix", "in-short/08")
+        local("--prefix", "in-short/08", "--skip-summary")
         assert [r["id"] for r in rows(home, "raw_audio")] == ["in-short/08.mp3"]
 
     def test_prefix_may_be_repeated(self, local: Run) -> None:
-        assert local("--prefix", "best", "--prefix", "in-short/")["partitions"] == ["best-of-times", "in-short"]
+        report = local("--prefix", "best", "--prefix", "in-short/", "--skip-summary")
+        assert report["partitions"] == ["best-of-times", "in-short"]
 
     def test_prefix_without_audio_is_a_usage_error_that_lists_the_prefixes(self, local: Run) -> None:
         assert "'best-of-times/', 'in-short/'" in local("--prefix", "nowhere/", expect=2)["stderr"]
 
     def test_limit_takes_in_that_many_files_over_all_prefixes(self, local: Run, home: Home) -> None:
-        report = local("--limit", "3")
+        report = local("--limit", "3", "--skip-summary")
         assert [r["id"] for r in rows(home, "raw_audio")] == [
             "best-of-times/03.mp3",
             "best-of-times/05.ogg",
@@ -95,8 +96,8 @@ class TestRunFlags:
         assert report["counts"] == {"ok": 3}
 
     def test_limit_does_not_forget_what_is_there(self, local: Run, home: Home) -> None:
-        local()
-        local("--limit", "1")
+        local("--skip-summary")
+        local("--limit", "1", "--skip-summary")
         assert len(rows(home, "transcripts")) == 5
 
     @pytest.mark.slow
@@ -127,7 +128,7 @@ class TestRunFlags:
         assert [r["id"] for r in made if r["status"] == "ok" and not r["cached"]] == [chosen]
 
     def test_min_grade_leaves_worse_transcripts_out_of_the_export(self, local: Run, home: Home) -> None:
-        local("--min-grade", "A")
+        local("--min-grade", "A", "--skip-summary")
         good = {r["id"] for r in rows(home, "transcript_quality") if r["grade"] == "A"}
         exported = {json.loads(line)["id"] for line in (home.exports / "corpus.jsonl").read_text().splitlines()}
         assert exported == good
@@ -140,7 +141,7 @@ class TestRunFlags:
         assert (home.exports / "corpus.jsonl").exists()
 
     def test_output_format_writes_each_format_that_is_named(self, local: Run, home: Home) -> None:
-        report = local("--output-format", "parquet", "--output-format", "sqlite")
+        report = local("--output-format", "parquet", "--output-format", "sqlite", "--skip-summary")
         names = {Path(path).name for path in report["exports"]}
         assert names == {"corpus.parquet", "corpus.sqlite"}
 
@@ -166,7 +167,7 @@ class TestRunFlags:
 
         spy("audio_assets.assets.raw_audio", "ingest_mirror", 4)
         spy("audio_assets.resources.stages", "transcribe_files", 3)
-        local("--batch-size", "3", "--max-workers", "2")
+        local("--batch-size", "3", "--max-workers", "2", "--skip-summary")
         assert seen == {"ingest_mirror": (3, 2), "transcribe_files": (3, 2)}
 
     def test_verbose_shows_dagsters_log(self, local: Run) -> None:
