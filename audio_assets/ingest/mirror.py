@@ -358,9 +358,11 @@ class Mirror:
         oldest = time.time() - _STALE_PART_S
         for part in self._parts.glob("*.part"):
             try:
-                if part.stat().st_mtime < oldest or _is_left_behind(part):
+                if _is_left_behind(part):
                     part.unlink()
                     removed += 1
+                elif part.stat().st_mtime < oldest:
+                    removed += _taken_away(part)
             except FileNotFoundError:
                 continue
         return removed
@@ -537,6 +539,25 @@ def _is_left_behind(part: Path) -> bool:
     """Whether the process that made a temporary file, and that alone would go on with it, is gone."""
     made = _PART_OF_PROCESS.fullmatch(part.name)
     return made is not None and part.name not in _open_parts and is_abandoned(part, int(made[1]))
+
+
+def _taken_away(part: Path) -> bool:
+    """Remove a temporary file that nobody has locked; whether it is gone.
+
+    Its time says nothing while somebody writes it: a whole download has the time of its object, shortly before it is
+    put in place.
+    """
+    handle = os.open(part, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):  # some network file systems have no locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        part.unlink()
+        return True
+    finally:
+        os.close(handle)
 
 
 def _opened(part: Path) -> int:

@@ -142,7 +142,8 @@ def test_no_two_keys_can_share_a_file_on_any_file_system(batches: list[list[str]
 
 
 @pytest.mark.slow
-@settings(max_examples=2_500, deadline=None)
+@pytest.mark.timeout(1_800)
+@settings(max_examples=2_500)
 @given(st.lists(st.lists(st.one_of(TWIN_KEYS, KEYS), max_size=6, unique=True), max_size=4))
 def test_ten_thousand_keys_never_share_a_file(batches: list[list[str]]) -> None:
     test_no_two_keys_can_share_a_file_on_any_file_system.hypothesis.inner_test(batches)  # type: ignore[attr-defined]
@@ -281,6 +282,15 @@ def test_leftovers_of_dead_downloads_go_after_a_day_and_living_ones_stay(mirror:
         os.utime(parts / name, (time.time() - age_s,) * 2)
     assert mirror.remove_stale_parts() == 1
     assert [part.name for part in parts.iterdir()] == ["living.part"]
+
+
+def test_a_download_that_is_being_put_in_place_is_not_taken_for_an_old_one(mirror: Mirror) -> None:
+    """Its file has the time of its object, which may be years old."""
+    with mirror.storing("calls/a.wav", "etag 5") as part:
+        part.write_bytes(b"bytes")
+        os.utime(part, (0, 0))
+        assert Mirror(mirror.root).remove_stale_parts() == 0
+    assert mirror.path_for("calls/a.wav").read_bytes() == b"bytes"
 
 
 def test_what_a_killed_process_left_half_written_goes_at_once_and_what_living_ones_write_stays(mirror: Mirror) -> None:
