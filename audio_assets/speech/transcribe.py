@@ -467,7 +467,7 @@ class _Run:
         stored = None if job.fresh else self._cache.get(job.file.sha256, self._fingerprint)
         result = None if stored is None else _from_cache(stored, job.file, self._engine, self._fingerprint)
         if result is not None:
-            self._emit(job, result)
+            self._emit(job, result, stored)
         return result is not None
 
     def _read_job(self, job: _Job) -> None:
@@ -646,7 +646,8 @@ class _Run:
         )
         self._emit(job, result)
 
-    def _emit(self, job: _Job, result: FileTranscript) -> None:
+    def _emit(self, job: _Job, result: FileTranscript, stored: dict[str, Any] | None = None) -> None:
+        """Give the result of a job and of the files with the same bytes; ``stored`` is the entry that it came from."""
         with self._jobs_lock:
             twins = job.twins
             job.twins = []
@@ -657,7 +658,9 @@ class _Run:
         self._out.put(result)
         again = result.status in ("ok", "empty")
         for twin in twins:
-            self._out.put(_copy(result, twin, cached=again))
+            # The cost of an entry is that of the file that paid for it, whichever of them is met first.
+            restored = None if stored is None else _from_cache(stored, twin, self._engine, self._fingerprint)
+            self._out.put(restored or _copy(result, twin, cached=again))
 
 
 def _let_go(job: _Job) -> None:
