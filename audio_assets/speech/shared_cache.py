@@ -57,6 +57,8 @@ class _Claim(Hold):
 
     def __init__(self, claims: _Claims, name: str, etag: str):
         self._claims, self.name, self.etag = claims, name, etag
+        self.writing = threading.Lock()
+        """Held while it is renewed or given back: a renewal that comes after would leave a claim that nobody has."""
 
     def release(self) -> None:
         self._claims.release(self)
@@ -112,7 +114,8 @@ class _Claims:
         with self._lock:
             mine = self._mine.pop(claim.name, None) is claim
         if mine:
-            self._objects.delete(claim.name)
+            with claim.writing:
+                self._objects.delete(claim.name)
 
     def _renew(self) -> None:
         while True:
@@ -120,18 +123,25 @@ class _Claims:
             with self._lock:
                 claims = list(self._mine.values())
             for claim in claims:
-                try:
-                    body = f"{self._owner} {uuid.uuid4().hex}".encode()
-                    etag = self._objects.put(claim.name, body, replaces=claim.etag)
-                except Exception:  # noqa: S112
-                    # The next turn comes before the claim is stale.
-                    continue
-                with self._lock:
-                    if etag is not None:
-                        claim.etag = etag
-                    elif self._mine.get(claim.name) is claim:
-                        # Another has taken over: what this one still stores is not in the way of anybody.
-                        del self._mine[claim.name]
+                with claim.writing:
+                    self._renew_one(claim)
+
+    def _renew_one(self, claim: _Claim) -> None:
+        with self._lock:
+            if self._mine.get(claim.name) is not claim:
+                return
+        try:
+            body = f"{self._owner} {uuid.uuid4().hex}".encode()
+            etag = self._objects.put(claim.name, body, replaces=claim.etag)
+        except Exception:
+            # The next turn comes before the claim is stale.
+            return
+        with self._lock:
+            if etag is not None:
+                claim.etag = etag
+            elif self._mine.get(claim.name) is claim:
+                # Another has taken over: what this one still stores is not in the way of anybody.
+                del self._mine[claim.name]
 
 
 class SharedTranscriptCache(TranscriptCache):
