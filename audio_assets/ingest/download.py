@@ -106,13 +106,11 @@ def _with_retries(
     limit_s = _DEADLINE_BASE_S + found.size_bytes / _SLOWEST_BYTES_PER_S if deadline_s is None else deadline_s
     deadline = time.monotonic() + limit_s
 
+    over = tenacity.stop_any(tenacity.stop_after_attempt(attempts), tenacity.stop_when_event_set(cancelled))
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(_RetryError),
-        stop=tenacity.stop_any(
-            tenacity.stop_after_attempt(attempts),
-            tenacity.stop_when_event_set(cancelled),
-            tenacity.stop_after_delay(limit_s),
-        ),
+        # The deadline that the attempts go by, not one of tenacity's own that began a moment later.
+        stop=lambda state: over(state) or time.monotonic() > deadline,
         wait=tenacity.wait_random_exponential(multiplier=2 * first_wait_s, max=LONGEST_WAIT_S),
         sleep=tenacity.sleep_using_event(cancelled),
         reraise=True,
