@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from audio_assets.demo import BUCKET, demo_objects, packaged_model, upload
@@ -19,6 +20,10 @@ from audio_assets.settings import Home, Settings
 # A shell starts background jobs with SIGINT ignored. Children would inherit that, and Dagster, once it ran a job in
 # this process, would have SIGTERM ignored too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A stall of the machine is no fault of an example.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 SETTINGS = [name.upper() for name in Settings.model_fields]
 

@@ -15,6 +15,7 @@ from audio_assets.demo import encode, packaged_model, recording
 from audio_assets.demo_server import WeedServer
 from audio_assets.settings import Home
 from audio_assets_tests.conftest import audio_assets, r2_environment, subprocess_environment
+from audio_assets_tests.ingest.conftest import bytes_in
 
 FILES = 12
 MAX_DISK = 3_000_000
@@ -28,27 +29,6 @@ def recordings() -> Iterator[tuple[str, bytes]]:
             f"{'big' if n < 10 else 'small'}/{n:02}.wav",
             encode(samples[n * 2 * rate : (n * 2 + 10) * rate], rate, "wav"),
         )
-
-
-def bytes_in(mirror: Path) -> int:
-    """What lies in the mirror at one moment: recordings, and downloads under way.
-
-    A look at a tree takes a while: what two looks have both seen was there between them.
-    """
-    first, second = _look(mirror), _look(mirror)
-    return sum(size for inode, size in first.items() if inode in second)
-
-
-def _look(mirror: Path) -> dict[int, int]:
-    found = {}
-    for path in mirror.rglob("*"):
-        try:
-            status = path.stat()
-        except FileNotFoundError:
-            continue
-        if path.suffix in (".wav", ".part"):
-            found[status.st_ino] = status.st_size
-    return found
 
 
 @pytest.mark.slow

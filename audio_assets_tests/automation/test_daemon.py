@@ -103,16 +103,18 @@ class Daemon:
         self._process.wait()
 
 
+@pytest.mark.timeout(600)
 def test_an_object_in_the_bucket_becomes_a_row_by_itself(
     weed: WeedServer, bucket: Any, queue: QueueServer, home: Home
 ) -> None:
     bucket.put_object(Bucket=BUCKET, Key="calls/first.mp3", Body=CLIP)
     settings = {**r2_environment(weed), **queue.settings, "R2_BUCKET": BUCKET, "WHISPER_MODEL": packaged_model()}
+    settings["AUDIO_ASSETS_LISTING_INTERVAL_S"] = "3600"
     daemon = Daemon(home, subprocess_environment(home.root, **settings))
     try:
         # The first tick of the sensor that lists finds it.
         assert daemon.row("calls/first.mp3")["status"] == "ok"
-        # The next is a minute away: this one is heard of from the queue.
+        # The next is an hour away: this one is heard of from the queue.
         bucket.put_object(Bucket=BUCKET, Key="calls/second.mp3", Body=CLIP)
         queue.notify(BUCKET, "calls/second.mp3")
         assert daemon.row("calls/second.mp3")["transcription"]

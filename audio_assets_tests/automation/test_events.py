@@ -40,7 +40,7 @@ def tick(queue: QueueServer, instance: dg.DagsterInstance) -> Tick:
     def evaluate() -> Result:
         result = r2_event_sensor(
             dg.build_sensor_context(instance=instance),
-            event_queue=EventQueueResource(visibility_timeout_s=30, timeout_s=2),
+            event_queue=EventQueueResource(visibility_timeout_s=30, timeout_s=30),
             r2=R2Resource(),
             home=HomeResource(),
         )

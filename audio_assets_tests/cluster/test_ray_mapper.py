@@ -43,7 +43,7 @@ def in_thread(work: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
 
 def test_every_item_has_one_result_news_comes_along_and_both_nodes_work(two_nodes: TwoNodes) -> None:
     told: list[int] = []
-    results = run(Toy(seconds=0.01), 200, told.append)
+    results = run(Toy(seconds=0.1), 200, told.append)
     assert sorted(item for item, _ in results) == list(range(200)) == sorted(told)
     # A node has two workers; on a busy machine the last of the four may come when all is done.
     assert len({pid for _, pid in results}) >= 3
@@ -105,7 +105,7 @@ def test_a_node_that_loses_power_costs_what_its_workers_held(
     two_nodes: TwoNodes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, done: Done
 ) -> None:
     monkeypatch.setenv("AUDIO_ASSETS_RAY_IN_FLIGHT", "4")
-    mapped = MapperResource().map(Toy(seconds=0.1, log=tmp_path / "log"), list(range(120)))
+    mapped = MapperResource().map(Toy(seconds=0.1, log=tmp_path / "log"), list(range(300)))
     thread, out = in_thread(lambda: list(mapped))
     until(lambda: len({pid for _, pid in done()}) == 4 and len(done()) > 20)
     two_nodes.kill_second()
@@ -113,7 +113,7 @@ def test_a_node_that_loses_power_costs_what_its_workers_held(
     thread.join(90)
     assert not thread.is_alive()
     assert time.monotonic() - struck < 60
-    assert sorted(item for item, _ in out[0]) == list(range(120))
+    assert sorted(item for item, _ in out[0]) == list(range(300))
     begun = [item for item, _ in done()]
     # Two workers of four files each; one of them could have been between two answers.
     assert len(begun) - len(set(begun)) <= 2 * 4

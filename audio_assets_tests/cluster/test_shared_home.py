@@ -132,13 +132,13 @@ def test_an_entry_stays_unless_it_is_made_anew_or_damaged(objects: Objects) -> N
 def test_a_claim_is_for_one_until_it_is_given_back_or_nobody_renews_it(
     objects: Objects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_cache, "LEASE_S", 1.5)
+    monkeypatch.setattr(shared_cache, "LEASE_S", 5.0)
     monkeypatch.setattr(shared_cache, "_RENEW_S", 0.3)
     monkeypatch.setattr(shared_cache, "_LOOK_S", 0.1)
     here, there = SharedTranscriptCache(objects), SharedTranscriptCache(objects)
     held = here.hold(SHA, KEY)
     assert held is not None
-    until = time.monotonic() + 3
+    until = time.monotonic() + 7
     while time.monotonic() < until:
         assert there.hold(SHA, KEY) is None
         time.sleep(0.1)
@@ -152,8 +152,8 @@ def test_a_claim_is_for_one_until_it_is_given_back_or_nobody_renews_it(
     lost = time.monotonic()
     while here.hold(SHA, KEY) is None:
         time.sleep(0.05)
-        assert time.monotonic() - lost < 5
-    assert time.monotonic() - lost >= 1.2
+        assert time.monotonic() - lost < 20
+    assert time.monotonic() - lost >= 4
     # It wakes up and gives back what is no longer its own.
     taken.release()
     assert there.hold(SHA, KEY) is None
@@ -188,22 +188,23 @@ def test_of_writers_at_once_the_greatest_number_stays(place: str) -> None:
 
 def test_a_process_that_was_stopped_and_replaced_wakes_up_and_is_refused(place: str, tmp_path: Path) -> None:
     code = (
-        "import sys, time; from audio_assets import schemas, settings;"
+        "import sys; from audio_assets import schemas, settings;"
         "from audio_assets.storage.objects import Objects; from audio_assets.errors import SupersededError;"
         "from audio_assets.storage.partition_files import PartitionStore;"
         "from audio_assets_tests.storage.rows import tokens;"
-        "number = Objects(sys.argv[1]).next_number('fences/a.json'); print(number, flush=True); time.sleep(1);"
+        "number = Objects(sys.argv[1]).next_number('fences/a.json'); print(number, flush=True); sys.stdin.read();"
         "store = PartitionStore(settings.below(sys.argv[1], 'tables'));"
         "store.write(schemas.TOKENS, tokens('a/', {'a/1': [str(number)]}), 'a', number)"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", code, place]
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    pipe = subprocess.PIPE
+    first = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
     assert first.stdout is not None
     assert first.stdout.readline() == "1\n"
     first.send_signal(signal.SIGSTOP)
     try:
-        second = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+        second = subprocess.run(command, input="", capture_output=True, text=True, env=environment, timeout=60)
         assert second.stdout == "2\n", second.stderr
     finally:
         first.send_signal(signal.SIGCONT)

@@ -78,6 +78,27 @@ def faulty_client(faulty: FaultyServer) -> Iterator[Any]:
     client.close()
 
 
+def bytes_in(mirror: Path) -> int:
+    """What lies in the mirror at one moment: recordings, and downloads under way.
+
+    A look at a tree takes a while: what two looks have both seen was there between them.
+    """
+    first, second = _look(mirror), _look(mirror)
+    return sum(size for inode, size in first.items() if inode in second)
+
+
+def _look(mirror: Path) -> dict[int, int]:
+    found = {}
+    for path in mirror.rglob("*"):
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            continue
+        if path.suffix in (".wav", ".part"):
+            found[status.st_ino] = status.st_size
+    return found
+
+
 def plain_client(endpoint_url: str) -> Any:
     import boto3
     from botocore.config import Config
@@ -92,7 +113,7 @@ def plain_client(endpoint_url: str) -> Any:
             s3={"addressing_style": "path"},
             retries={"total_max_attempts": 1},
             connect_timeout=5,
-            read_timeout=5,
+            read_timeout=30,
             max_pool_connections=16,
         ),
     )

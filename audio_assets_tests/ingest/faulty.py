@@ -89,7 +89,7 @@ class FaultyServer:
                     server.most_at_once = max(server.most_at_once, server._at_once)
                 try:
                     if server.barrier is not None:
-                        server.barrier.wait(timeout=10)
+                        server.barrier.wait(timeout=30)
                     self._answer(key)
                 finally:
                     with server._lock:

@@ -49,10 +49,10 @@ def test_an_interrupted_run_ends_within_ten_seconds(
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert faulty.asked.wait(60)
+    assert faulty.asked.wait(150)
     started = time.monotonic()
     process.send_signal(number)
-    stderr = process.communicate(timeout=30)[1]
+    stderr = process.communicate(timeout=60)[1]
     assert time.monotonic() - started < 10
     assert process.returncode == 130, stderr
     assert stderr.count("interrupted") == 1
