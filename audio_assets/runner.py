@@ -21,7 +21,7 @@ from audio_assets.forget import Forgetting
 from audio_assets.ingest.intake import IntakeOptions
 from audio_assets.ingest.selection import PASSED_OVER
 from audio_assets.partitions import PARTITIONS_NAME, partition_key_for, prefix_for, prefix_of
-from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
+from audio_assets.resources.duckdb_io import FILE_IDENTITY, PartitionedDuckDBIOManager
 from audio_assets.resources.home import HomeResource
 from audio_assets.resources.progress import LogProgress, Progress
 from audio_assets.resources.r2 import R2Resource
@@ -146,17 +146,20 @@ def run_pipeline(
     if options.fresh is not None:
         chosen = [(partition, []) for partition, _ in chosen if options.fresh.get(partition)]
     say(f"{len(chosen)} prefixes in {'the mirror' if options.skip_ingestion else 'the bucket'}")
+    if options.fresh is None and not options.skip_ingestion:
+        pipeline.tidy_mirror(store)
     left = options.limit
+    unchanged: set[str] = set()
     with pipeline.settled_among([name for name, cutting in chosen if not cutting]) as settled:
         for number, (partition, key_prefixes) in enumerate(chosen, 1):
             if left is not None and left <= 0:
                 break
-            unchanged = None if key_prefixes else settled(partition)
-            if unchanged is not None:
+            found = None if key_prefixes else settled(partition)
+            if found is not None:
                 say(f"[{number}/{len(chosen)}] {partition}: nothing new")
                 report.partitions.append(partition)
-                report.unchanged += 1
-                _pass_over(report, unchanged.passed_over)
+                unchanged.add(partition)
+                _pass_over(report, found.passed_over)
                 continue
             say(f"[{number}/{len(chosen)}] {partition}")
             with partition_lock(pipeline.home, partition):
@@ -175,11 +178,13 @@ def run_pipeline(
     )
     for partition in forgetting.vanished:
         say(f"forgetting {len(forgetting.vanished[partition])} objects of {partition}")
+        unchanged.discard(partition)
         with partition_lock(pipeline.home, partition):
             if forgetting.purge(partition, pipeline.instance):
                 _add(report, pipeline.again(partition, report.cost_usd + report.uncertain_usd))
             else:
                 report.partitions.remove(partition)
+    report.unchanged = len(unchanged)
     _count(report, store)
     budget = pipeline.resource.budget()
     if budget is not None:
@@ -268,7 +273,27 @@ class _Pipeline:
             None if exclude is None else list(exclude),
             options.max_object_bytes,
         )
-        return Settled(self.resource, R2Resource(), self.instance, self.assets, IntakeOptions(selection=selection))
+        return Settled(self.resource, R2Resource(), self._made_by, self.assets, IntakeOptions(selection=selection))
+
+    def _made_by(self, partition: str) -> str | None:
+        """The run that made the transcripts of a partition last, as far as Dagster's history goes."""
+        import dagster as dg
+
+        if not self.instance.has_dynamic_partition(PARTITIONS_NAME, partition):
+            return None
+        asked = dg.AssetRecordsFilter(asset_key=dg.AssetKey("transcripts"), asset_partitions=[partition])
+        found = self.instance.fetch_materializations(asked, limit=1).records
+        return found[0].run_id if found else None
+
+    def tidy_mirror(self, store: PartitionStore) -> None:
+        """Do what visiting a prefix does for the mirror, once for those that are not visited."""
+        self.resource.mirror().remove_stale_parts()
+        budget = self.resource.budget()
+        if budget is not None:
+            rows = store.read(schemas.RAW_AUDIO, columns=["id", "status"], on_unreadable=lambda bad: None)
+            # The bucket cannot give these back.
+            budget.keep(id for id, status in zip(*rows.to_pydict().values(), strict=True) if status == "gone")
+            budget.shrink()
 
     @contextmanager
     def settled_among(self, partitions: Sequence[str]) -> Iterator[Callable[[str], Unchanged | None]]:
@@ -318,7 +343,8 @@ class _Pipeline:
             self.instance.add_dynamic_partitions(PARTITIONS_NAME, [partition])
         result = self.execute("prefix_job", config, self.assets, partition)
         if self.settled is not None and not key_prefixes and not int(result["transcripts"]["files_transcribed"]):
-            self.settled.note(partition, self.last_run)
+            written = {name: str(result[name][FILE_IDENTITY]) for name in self.assets}
+            self.settled.note(partition, self.last_run, written)
         return result
 
     def again(self, partition: str, spent_usd: float, fresh_ids: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
@@ -488,10 +514,11 @@ def _filters(
     chosen: Sequence[tuple[str, list[str]]], visited: Sequence[str]
 ) -> list[tuple[str, Callable[[str], bool]]]:
     """The visited partitions, each with a test of which of its keys the run was about."""
+    seen = set(visited)
     return [
         (partition, IntakeOptions(key_prefixes=tuple(key_prefixes)).wants)
         for partition, key_prefixes in chosen
-        if partition in visited
+        if partition in seen
     ]
 
 

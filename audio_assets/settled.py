@@ -11,14 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import SecretStr
 
@@ -34,19 +34,18 @@ from audio_assets.speech.ledger import journal_directory
 from audio_assets.storage import atomic
 from audio_assets.storage.partition_files import PartitionStore
 
-_LISTED_AT_ONCE = 8
+_LISTED_AT_ONCE = 4
 _AHEAD = 16
 """Prefixes that are looked at while an earlier one is being run."""
+_LARGE_BYTES = 4 << 20
+"""A table of objects that is larger is compared while no other such table is."""
+_LASTS_S = 30 * 24 * 3600.0
+"""Checks that go by the date are made anew at least so often."""
 _LOOK_AGAIN_S = 60.0
 """How old a look may be when the prefix's turn comes: the run of an earlier one may have taken hours."""
 
 
-class Runs(Protocol):
-    """A Dagster instance, as far as it is needed here."""
-
-    def has_run(self, run_id: str) -> bool:
-        """Whether it knows a run."""
-        ...
+_COMPARED = ["id", "etag", "size_bytes", "last_modified", "sha256", "status", "error"]
 
 
 @dataclass(frozen=True)
@@ -63,19 +62,27 @@ class Settled:
     Args:
         home: where tables and notes lie; the notes of a home in a bucket are this machine's own.
         r2: the bucket.
-        runs: the Dagster instance; a note is void in one that does not know its run.
+        made_by: tells which run has made the transcripts of a partition last; a note of another is void.
         tables: names of the tables that are to be up to date.
         options: which objects a run would take in.
     """
 
     def __init__(
-        self, home: HomeResource, r2: R2Resource, runs: Runs, tables: Sequence[str], options: IntakeOptions
+        self,
+        home: HomeResource,
+        r2: R2Resource,
+        made_by: Callable[[str], str | None],
+        tables: Sequence[str],
+        options: IntakeOptions,
     ) -> None:
-        self._home, self._r2, self._runs = home, r2, runs
+        self._home, self._r2, self._made_by = home, r2, made_by
         self._tables = [schemas.TABLES[name] for name in tables]
         self._options = options
         self._paths = home.paths()
         self._store = PartitionStore(self._paths.record)
+        # Now: what is installed or set while this process runs is not what it works with.
+        self._made_with = _made_with(options)
+        self._large = threading.Lock()
 
     @contextmanager
     def among(self, partitions: Sequence[str]) -> Iterator[Callable[[str], Unchanged | None]]:
@@ -90,53 +97,66 @@ class Settled:
             return
         client = self._r2.get_client()
         known: dict[str, Unchanged | None] = {}
+        # A permit for each that is looked at or waits for its turn.
+        permits = threading.Semaphore(_AHEAD)
+
+        def in_turn() -> Iterator[str]:
+            for partition in partitions:
+                permits.acquire()
+                yield partition
 
         def look(partition: str, _: object) -> tuple[str, Unchanged | None]:
             return partition, self._look(partition, client)
 
-        with Workers(look, _LISTED_AT_ONCE) as workers:
-            looks = workers.each(partitions, _AHEAD)
+        try:
+            with Workers(look, _LISTED_AT_ONCE) as workers:
+                looks = workers.each(in_turn(), _AHEAD)
 
-            def settled(partition: str) -> Unchanged | None:
-                while partition not in known:
-                    known.update([next(looks)])
-                found = known.pop(partition)
-                if found is not None and time.monotonic() - found.at_s > _LOOK_AGAIN_S:
-                    found = self._look(partition, client)
-                # Whoever has deleted Dagster's history wants it anew.
-                noted = self._noted(partition)
-                return found if noted is not None and self._runs.has_run(noted["run"]) else None
+                def settled(partition: str) -> Unchanged | None:
+                    while partition not in known:
+                        known.update([next(looks)])
+                    found = known.pop(partition)
+                    permits.release()
+                    if found is not None and time.monotonic() - found.at_s > _LOOK_AGAIN_S:
+                        found = self._look(partition, client)
+                    noted = self._noted(partition)
+                    # Whoever has wiped Dagster's history of it wants it anew.
+                    return found if noted is not None and self._made_by(partition) == noted["run"] else None
 
-            yield settled
+                yield settled
+        finally:
+            # Whoever waits for a turn finds that it is over.
+            permits.release(len(partitions))
 
-    def note(self, partition: str, run_id: str) -> None:
-        """This run of the prefix found everything in the cache: note what it was made with.
+    def note(self, partition: str, run_id: str, written: Mapping[str, str]) -> None:
+        """This run of the prefix found everything in the cache: note what its tables were made with.
 
-        No note is written where the next run has something to do, or where the disk refuses.
+        No note is written where the next run has something to do, where another run has written one of the tables
+        meanwhile, or where the disk refuses.
+
+        Args:
+            partition: its key.
+            run_id: the run.
+            written: the `PartitionFile.identity` of each table as this run has left it.
         """
-        self.forget(partition)
+        with suppress(OSError):
+            self._path(partition).unlink(missing_ok=True)
         rows = self._store.read(schemas.TRANSCRIPTS, [partition], ["status"]).column("status").to_pylist()
         if not set(rows).isdisjoint(schemas.UNFINISHED):
             return
-        noted = {"made_with": self._made_with, "run": run_id, "files": self._files(partition)}
+        if self._files(partition) != written or self._made_with is None or _made_with(self._options) != self._made_with:
+            return
+        noted = {"made_with": self._made_with, "run": run_id, "at": time.time(), "files": dict(written)}
         with suppress(OSError):
             atomic.write_bytes(self._path(partition), json.dumps(noted).encode())
-
-    def forget(self, partition: str) -> None:
-        """There is something to do for the prefix."""
-        with suppress(OSError):
-            self._path(partition).unlink(missing_ok=True)
-
-    @cached_property
-    def _made_with(self) -> str:
-        return _made_with(self._options)
 
     def _noted(self, partition: str) -> dict[str, Any] | None:
         """The note of a partition, unless something has changed of what its tables are made with."""
         try:
             noted: dict[str, Any] = json.loads(self._path(partition).read_bytes())
             sound = isinstance(noted["files"], dict) and isinstance(noted["run"], str)
-            return noted if sound and noted["made_with"] == self._made_with else None
+            current = noted["made_with"] == self._made_with and 0 <= time.time() - noted["at"] < _LASTS_S
+            return noted if sound and current else None
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
@@ -145,28 +165,34 @@ class Settled:
         if noted is None:
             return None
         try:
-            files = self._files(partition)
-            if None in files.values() or any(noted["files"].get(name) != file for name, file in files.items()):
+            if any(file is None or noted["files"].get(name) != file for name, file in self._files(partition).items()):
                 return None
             # Requests that a killed run has paid for, or journals that the next run clears away.
             if any(journal_directory(self._paths.ledger, prefix).glob("*.jsonl")):
                 return None
-            stored = self._store.read(schemas.RAW_AUDIO, [partition])
-            found = survey(
-                client, self._r2.bucket_name(), prefix, self._home.depth(), self._home.mirror(), stored, self._options
-            )
+            size = self._store.find(schemas.RAW_AUDIO, partition)
+            # Hundreds of thousands of objects take hundreds of megabytes to compare.
+            with self._large if size is not None and size.size_bytes > _LARGE_BYTES else nullcontext():
+                return self._compare(partition, prefix, client)
         except (AudioAssetsError, OSError):
             # The run itself meets it, and says so.
             return None
+
+    def _compare(self, partition: str, prefix: str, client: Any) -> Unchanged | None:
+        """Compare the listing with the rows, and with the files in the mirror."""
+        stored = self._store.read(schemas.RAW_AUDIO, [partition], _COMPARED)
+        found = survey(
+            client, self._r2.bucket_name(), prefix, self._home.depth(), self._home.mirror(), stored, self._options
+        )
         ids, statuses, errors = (stored.column(name).to_pylist() for name in ("id", "status", "error"))
         gone = {id for id, status in zip(ids, statuses, strict=True) if status == "gone"}
         if not found.vanished <= gone or found.replaced:
             return None
-        said = dict(zip(ids, errors, strict=True))
+        said = {id: row for id, *row in zip(ids, stored.column("etag").to_pylist(), errors, strict=True)}
         for each in found.todo:
             # What is not fetched is asked about each time; its row says why.
             refusal = self._options.selection.refusal(each)
-            if refusal is None or said.get(each.key) != refusal[1]:
+            if refusal is None or said.get(each.key) != [each.etag, refusal[1]]:
                 return None
         return Unchanged(found.passed_over)
 
@@ -181,19 +207,25 @@ class Settled:
         return self._paths.settled / f"{name}.json"
 
 
-def _made_with(options: IntakeOptions) -> str:
-    """Everything but the objects that tables are made of, as one SHA-256."""
+def _made_with(options: IntakeOptions) -> str | None:
+    """Everything but the objects that tables are made of, as one SHA-256; None where it cannot be read."""
     found = settings.load()
     # A key or a secret changes no row.
     told = {name: None if isinstance(value, SecretStr) else value for name, value in found.model_dump().items()}
-    parts = {
-        "settings": told,
-        "whisper": WhisperResource().identity(),
-        "bpe_file": _stamp(found.audio_assets_bpe_file),
-        "most_bytes": options.selection.max_object_bytes,
-        "code": _code(),
-        "libraries": _libraries(),
-    }
+    told.pop("r2_access_key_id")
+    model = found.audio_assets_entity_model
+    try:
+        parts = {
+            "settings": told,
+            "whisper": WhisperResource().identity(),
+            "bpe_file": _stamp(found.audio_assets_bpe_file),
+            "entity_model": _stamp(model and f"{model}/meta.json"),
+            "most_bytes": options.selection.max_object_bytes,
+            "code": _code(),
+            "libraries": _libraries(),
+        }
+    except OSError:
+        return None
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,31 +29,20 @@ __all__ = ["bucket"]
 OPTIONS = IntakeOptions(selection=Selection(max_object_bytes=1_000_000))
 
 
-class Runs:
-    """Dagster's history: the runs that it knows."""
-
-    def __init__(self, *known: str) -> None:
-        self.known = set(known)
-
-    def has_run(self, run_id: str) -> bool:
-        return run_id in self.known
-
-
 class Corpus:
     """A home and a bucket with two prefixes, taken in and transcribed."""
 
     def __init__(self, home: Home, bucket: Bucket, speech: bytes) -> None:
         self.home, self.bucket, self.speech = home, bucket, speech
         self.store = PartitionStore(home.tables)
-        self.runs = Runs("run-1")
+        self.made_by = {"calls": "run-1", "talks": "run-1"}
         for key in ("calls/a.wav", "calls/b.wav", "talks/a.wav"):
             bucket.put(key, speech + key.encode())
         bucket.put("calls/nothing.wav", b"")
         bucket.put("calls/large.wav", bytes(1_000_001))
         for partition in ("calls", "talks"):
             self.take(partition)
-        self.settled().note("calls", "run-1")
-        self.settled().note("talks", "run-1")
+            self.note(partition)
 
     def take(self, partition: str, status: str = "ok") -> None:
         """What a run makes of a prefix."""
@@ -65,8 +57,13 @@ class Corpus:
         ]
         self.store.write(schemas.TRANSCRIPTS, schemas.TRANSCRIPTS.from_rows(rows), partition)
 
+    def note(self, partition: str) -> None:
+        """What a run does that found everything in the cache."""
+        settled = self.settled()
+        settled.note(partition, self.made_by[partition], settled._files(partition))  # type: ignore[arg-type]
+
     def settled(self, options: IntakeOptions = OPTIONS) -> Settled:
-        return Settled(HomeResource(), R2Resource(), self.runs, ["raw_audio", "transcripts"], options)
+        return Settled(HomeResource(), R2Resource(), self.made_by.get, ["raw_audio", "transcripts"], options)
 
     def found(self, options: IntakeOptions = OPTIONS) -> dict[str, Unchanged | None]:
         with self.settled(options).among(["calls", "talks"]) as settled:
@@ -96,7 +93,7 @@ def test_what_vanished_and_was_marked_is_no_news(corpus: Corpus) -> None:
     assert corpus.names() == {"talks"}
     corpus.take("calls")
     assert "gone" in corpus.store.read(schemas.RAW_AUDIO, ["calls"]).column("status").to_pylist()
-    corpus.settled().note("calls", "run-1")
+    corpus.note("calls")
     assert corpus.names() == {"calls", "talks"}
 
 
@@ -111,7 +108,11 @@ CHANGES: dict[str, Callable[[Corpus], object]] = {
     "a table that was changed by hand": lambda c: os.utime(c.home.tables / "transcripts/calls.parquet"),
     "a request that is not on record": lambda c: _journal(c.home, "calls/"),
     "a damaged note": lambda c: [path.write_bytes(b"{") for path in _notes(c, "calls")],
-    "a history without its run": lambda c: [path.write_bytes(_other_run(path)) for path in _notes(c, "calls")],
+    "another run that made it": lambda c: c.made_by.update(calls="run-2"),
+    "a history that was wiped": lambda c: c.made_by.pop("calls"),
+    "a note that is old": lambda c: [_aged(path, 31) for path in _notes(c, "calls")],
+    "a note of tomorrow": lambda c: [_aged(path, -1) for path in _notes(c, "calls")],
+    "an object over the limit that was replaced": lambda c: c.bucket.put("calls/large.wav", b"x" * 1_000_001),
 }
 
 
@@ -125,8 +126,9 @@ def _notes(corpus: Corpus, partition: str) -> list[Path]:
     return [corpus.settled()._path(partition)]
 
 
-def _other_run(path: Path) -> bytes:
-    return path.read_bytes().replace(b"run-1", b"run-0")
+def _aged(path: Path, days: int) -> None:
+    noted = json.loads(path.read_bytes())
+    path.write_text(json.dumps(noted | {"at": noted["at"] - days * 24 * 3600}))
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -153,6 +155,8 @@ def test_another_setting_another_package_or_another_limit_takes_all_out(
     assert corpus.names(IntakeOptions(selection=Selection(max_object_bytes=2_000_000))) == set()
     # A key that was renewed changes nothing.
     monkeypatch.setenv("CLOUDFLARE_API_TOKEN", "renewed")
+    monkeypatch.setenv("R2_ACCESS_KEY_ID", "renewed")
+    monkeypatch.setattr(R2Resource, "get_client", lambda _: corpus.bucket.client)
     assert corpus.names() == {"calls", "talks"}
 
 
@@ -160,14 +164,14 @@ def test_a_bucket_that_does_not_answer_leaves_it_to_the_run_to_say_so(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("audio_assets.settled._made_with", lambda options: "same")
-    corpus.settled().note("calls", "run-1")
+    corpus.note("calls")
     monkeypatch.setenv("R2_BUCKET", "no-such-bucket")
     assert corpus.names() == set()
 
 
 def test_unfinished_files_are_never_settled(corpus: Corpus) -> None:
     corpus.take("calls", status="failed")
-    corpus.settled().note("calls", "run-1")
+    corpus.note("calls")
     assert corpus.names() == {"talks"}
 
 
@@ -184,7 +188,7 @@ def test_a_full_disk_writes_no_note_and_stops_nobody(corpus: Corpus, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(settled.atomic, "write_bytes", full)
-    corpus.settled().note("calls", "run-1")
+    corpus.note("calls")
     assert corpus.names() == {"talks"}
 
 
@@ -194,3 +198,43 @@ def test_what_a_killed_run_left_of_a_note_goes_with_the_next(corpus: Corpus) -> 
     left.write_bytes(b"{")
     assert corpus.names() == {"calls", "talks"}
     assert not left.exists()
+
+
+def test_tables_that_two_runs_have_written_between_them_are_not_noted(corpus: Corpus) -> None:
+    settled = corpus.settled()
+    ours = settled._files("calls")
+    corpus.take("calls")  # another run, which dies before it has written the rest
+    settled.note("calls", "run-1", ours)  # type: ignore[arg-type]
+    assert corpus.names() == {"talks"}
+
+
+def test_what_is_installed_while_a_run_goes_on_is_not_what_it_worked_with(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled_ = corpus.settled()
+    monkeypatch.setattr(settled, "_code", lambda: "newer")
+    settled_.note("calls", "run-1", settled_._files("calls"))  # type: ignore[arg-type]
+    assert corpus.names() == set()
+
+
+def test_transcribing_anew_unsettles_every_prefix(corpus: Corpus) -> None:
+    HomeResource().unsettle()
+    assert corpus.names() == set()
+
+
+def test_looks_are_never_far_ahead_of_who_asks_and_end_with_the_block(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settled, "_AHEAD", 3)
+    looked: list[str] = []
+    monkeypatch.setattr(Settled, "_look", lambda self, partition, client: looked.append(partition))
+    names = ["calls", *(f"p{n}" for n in range(50))]
+    with corpus.settled().among(names) as found:
+        assert found("calls") is None
+        assert found("p0") is None
+        time.sleep(0.3)
+        assert len(looked) <= 2 + 3
+    deadline = time.monotonic() + 10
+    while [thread for thread in threading.enumerate() if thread.name.startswith("ingest-")]:
+        assert time.monotonic() < deadline, "a thread was left behind"
+        time.sleep(0.02)

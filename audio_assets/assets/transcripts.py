@@ -135,6 +135,10 @@ def transcripts(
         ]
         done: dict[str, dict[str, Any]] = {}
         money, redone = Account().figures(), 0
+        fresh_ids = _fresh_ids(files, config)
+        if fresh_ids:
+            # Other prefixes may hold the same bytes.
+            home.unsettle()
         if files:
             stage = Transcribe(
                 prefix,
@@ -144,7 +148,7 @@ def transcripts(
                 Budget(config.max_cost_usd, context.run.run_id, context.run.tags.get(BACKFILL_TAG)),
                 batch_size=config.batch_size,
                 max_workers=config.max_workers,
-                fresh_ids=_fresh_ids(files, config),
+                fresh_ids=fresh_ids,
                 limits=config.limits(),
             )
             durations_s = {r["id"]: r["duration_s"] or 0.0 for r in rows if r["status"] == "ok"}

@@ -251,9 +251,10 @@ def ingest_prefix(
     spread = spread or partial(
         take, prefix=prefix, mirror=mirror, options=options, client=client, bucket=bucket, budget=budget
     )
-    done = _run(tasks, spread, found.skipped, on_progress)
     if budget is not None and found.vanished:
+        # Before anything is dropped for what is fetched now.
         budget.keep(found.vanished)
+    done = _run(tasks, spread, found.skipped, on_progress)
     gone = {id: _gone_from_bucket(row) for id, row in _by_id(_rows_of(stored, found.vanished)).items()}
     table = _replaced(stored, done.rows | gone, found.replaced)
     changed = previous is None or not table.equals(previous)

@@ -96,6 +96,10 @@ def _register(client: Any) -> None:
         client.meta.events.register("before-parse.s3.ListObjectsV2", _read, unique_id="audio-assets-list-pages")
 
 
+_collector = threading.Lock()
+_kept_out, _was_on = 0, True
+
+
 @contextmanager
 def _uncollected() -> Iterator[None]:
     """Keep the garbage collector out for some milliseconds.
@@ -103,13 +107,20 @@ def _uncollected() -> Iterator[None]:
     A page is thousands of elements at once, none of them garbage before all are. Each page would have the collector go
     through all that the process holds, at about the cost of reading the page.
     """
-    was_on = gc.isenabled()
-    gc.disable()
+    global _kept_out, _was_on
+    # Of several threads the first and the last count: one that saw it off and went last would leave it off for good.
+    with _collector:
+        if not _kept_out:
+            _was_on = gc.isenabled()
+            gc.disable()
+        _kept_out += 1
     try:
         yield
     finally:
-        if was_on:
-            gc.enable()
+        with _collector:
+            _kept_out -= 1
+            if not _kept_out and _was_on:
+                gc.enable()
 
 
 def _read(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object) -> None:

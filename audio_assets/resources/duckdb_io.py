@@ -25,6 +25,9 @@ _fences: dict[tuple[str, str], int] = {}
 """The number of each run of a partition in this process. A run that goes on in another process has another."""
 _fences_lock = threading.Lock()
 
+FILE_IDENTITY = "file_identity"
+"""Materialization metadata: the `PartitionFile.identity` of what was written."""
+
 UNCHANGED = "unchanged"
 """Output metadata: True says that the rows are those that are stored, and that their file is to stay as it is."""
 
@@ -165,6 +168,7 @@ class PartitionedDuckDBIOManager(ConfigurableIOManager):
                 "dagster/table_name": table.name,
                 "dagster/uri": MetadataValue.text(written[0].uri if len(written) == 1 else self.store().root),
                 "size_bytes": sum(file.size_bytes for file in written),
+                **({FILE_IDENTITY: written[0].identity} if len(written) == 1 else {}),
                 "warehouse": state,
             }
         )

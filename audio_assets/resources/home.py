@@ -151,6 +151,11 @@ class HomeResource(Travelling, ConfigurableResource):  # type: ignore[type-arg]
         path, objects = self.paths().ledger / "caps" / f"{name}.json", self.objects()
         return SharedCap(path, run) if objects is None else BucketCap(objects, f"ledger/caps/{path.name}", run)
 
+    def unsettle(self) -> None:
+        """Have the next run visit every prefix: what several of them share has changed."""
+        for note in self.paths().settled.glob("*.json"):
+            note.unlink(missing_ok=True)
+
     def push_ledger(self, prefix: str) -> None:
         """Bring this machine's journals of a prefix to where all machines share them."""
         objects, directory = self.objects(), journal_directory(self.paths().ledger, prefix)

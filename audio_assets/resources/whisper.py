@@ -139,7 +139,7 @@ class WhisperResource(Travelling, ConfigurableResource):  # type: ignore[type-ar
         if self.engine_name() == "openai":
             return {**asdict(self._openai_options()), "api_key": None}
         options = self._local_options()
-        directory = Path(options.model)
+        directory = Path(options.model).expanduser()
         weights = weights_identity(directory) if (directory / "model.bin").is_file() else None
         return {**asdict(options), "weights": weights}
 

@@ -88,6 +88,19 @@ def test_what_was_transcribed_goes_first_least_recently_used_first(bucket: Bucke
     assert on_disk(mirror) <= 40
 
 
+def test_what_vanished_is_not_dropped_for_what_comes_in_the_same_run(
+    bucket: Bucket, mirror: Mirror, speech: bytes
+) -> None:
+    budget = DiskBudget(mirror, len(speech))
+    bucket.put("calls/a.wav", speech)
+    first = take(bucket, mirror, budget)
+    bucket.delete("calls/a.wav")
+    bucket.put("calls/b.wav", speech)
+    second = take(bucket, mirror, budget, first.table)
+    assert statuses(second.table) == {"calls/a.wav": "gone", "calls/b.wav": "failed"}
+    assert set(mirror.files()) == {"calls/a.wav"}
+
+
 def test_a_file_in_use_is_not_dropped_and_the_download_waits_for_it(bucket: Bucket, mirror: Mirror) -> None:
     budget = DiskBudget(mirror, 10)
     stored(mirror, budget, bucket, "a.wav")
