@@ -232,13 +232,21 @@ def index_path(root: Path) -> Path:
     return root / ".state" / INDEX
 
 
-def dropped_files(root: Path) -> dict[str, tuple[str | None, int]]:
-    """ETag and size of each file that was dropped from the mirror under ``root``."""
+def dropped_files(root: Path, prefix: str = "") -> dict[str, tuple[str | None, int]]:
+    """ETag and size of each file that was dropped from the mirror under ``root``, as far as its key may be meant.
+
+    With an ASCII ``prefix`` those are the keys that start with it; any other may be spelled in two ways.
+    """
     path = index_path(root)
     if not path.exists():
         return {}
     with _transaction(path) as index:
-        rows = index.execute("SELECT key, etag, size FROM files WHERE dropped").fetchall()
+        first = _bytes(prefix) if prefix.isascii() else b""
+        # No UTF-8 has this byte.
+        bounds = (first, first + b"\xff")
+        rows = index.execute(
+            "SELECT key, etag, size FROM files WHERE dropped AND key >= ? AND key < ?", bounds
+        ).fetchall()
     return {key.decode("utf-8", "surrogatepass"): (etag, size) for key, etag, size in rows}
 
 

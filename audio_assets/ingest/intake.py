@@ -296,7 +296,7 @@ def survey(
         listed = list_prefix(client, bucket, prefix, depth, passed=lambda key: _ANY_AUDIO.count(key, tally))
         changes = diff(listed, stored)
         present = scan.result()
-    dropped = mirror.dropped()
+    dropped = mirror.dropped(prefix)
     wanted: Sequence[int] = range(len(listed))
     if options.narrows:
         wanted = [at for at, key in enumerate(listed.keys) if options.wants(key)]

@@ -345,9 +345,12 @@ class Mirror:
                 total += part.stat().st_size
         return total
 
-    def dropped(self) -> dict[str, tuple[str | None, int]]:
-        """ETag and size of the files that were dropped to keep within a disk budget; the bucket still has them."""
-        return dropped_files(self.root)
+    def dropped(self, prefix: str = "") -> dict[str, tuple[str | None, int]]:
+        """ETag and size of the files that were dropped to keep within a disk budget; the bucket still has them.
+
+        Those of a ``prefix`` are all among what is given for it.
+        """
+        return dropped_files(self.root, prefix)
 
     def remove_stale_parts(self) -> int:
         """Remove what dead processes left behind, and downloads that broke off more than a day ago; returns how many.

@@ -101,6 +101,16 @@ def test_what_vanished_is_not_dropped_for_what_comes_in_the_same_run(
     assert set(mirror.files()) == {"calls/a.wav"}
 
 
+def test_what_was_dropped_is_told_by_prefix(bucket: Bucket, mirror: Mirror) -> None:
+    keys = {"calls/a.wav", "calls/ü.wav", "calls0.wav", "talks/a.wav", "ü/a.wav"}
+    stored(mirror, DiskBudget(mirror, None), bucket, *sorted(keys))
+    DiskBudget(mirror, 0).spent(keys)
+    DiskBudget(mirror, 0).shrink()
+    assert set(mirror.dropped()) == keys
+    assert set(mirror.dropped("calls/")) == {"calls/a.wav", "calls/ü.wav"}
+    assert set(mirror.dropped("ü/")) >= {"ü/a.wav"}
+
+
 def test_a_file_in_use_is_not_dropped_and_the_download_waits_for_it(bucket: Bucket, mirror: Mirror) -> None:
     budget = DiskBudget(mirror, 10)
     stored(mirror, budget, bucket, "a.wav")
