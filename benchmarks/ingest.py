@@ -10,6 +10,7 @@ import argparse
 import io
 import json
 import os
+import re
 import resource
 import statistics
 import subprocess
@@ -381,7 +382,56 @@ def _s5cmd(server: Any, endpoint: str, prefix: str, count: int, target: Path) ->
     return took_s, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-PARTS: list[Part] = [listing, changes, downloads, sensor_tick, event_latency]
+# A run over prefixes with nothing new.
+
+
+def unchanged_prefixes(options: argparse.Namespace) -> list[Result]:
+    """What `audio-assets run` takes for a prefix, the first time and when nothing has changed since.
+
+    Each prefix has one object that is no audio: what is left is the price of a prefix, not that of its recordings.
+    """
+    import tempfile
+
+    from audio_assets.demo_server import WeedServer
+
+    count = max(4, round(24 * options.scale))
+    with tempfile.TemporaryDirectory() as directory, WeedServer(Path(directory, "weed"), bucket="bench") as server:
+        client = server.client()
+        for n in range(count):
+            client.put_object(Bucket="bench", Key=f"p{n:04}/note.wav", Body=b"no audio")
+        client.close()
+        environment = os.environ | {
+            "R2_BUCKET": "bench",
+            "R2_ENDPOINT_URL": server.endpoint_url,
+            "R2_ACCESS_KEY_ID": server.access_key_id,
+            "R2_SECRET_ACCESS_KEY": server.secret_access_key,
+            "WHISPER_ENGINE": "local",
+            "AUDIO_ASSETS_HOME": str(Path(directory, "home")),
+        }
+        first = _prefix_s(environment, directory, count, ending="")
+        again = [_prefix_s(environment, directory, count, ending=": nothing new") for _ in range(options.rounds)]
+    per_prefix = statistics.median(again)
+    note = f"{first:.2f} s the first time; {count} prefixes of one object, server on loopback"
+    return [result("run: a prefix with nothing new", per_prefix, "s", 0.1, per_prefix < 0.1, note)]
+
+
+def _prefix_s(environment: dict[str, str], directory: str, count: int, ending: str) -> float:
+    """Seconds from one prefix to the next, as the command tells of them; all are to be told with this ending."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "audio_assets", "run"],
+        cwd=directory,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        told = [time.perf_counter() for line in process.stderr if re.match(rf"\[\d+/{count}\] p\d+{ending}$", line)]
+    assert (process.returncode, len(told)) == (0, count)
+    return (told[-1] - told[0]) / (count - 1)
+
+
+PARTS: list[Part] = [listing, changes, downloads, unchanged_prefixes, sensor_tick, event_latency]
 """What is measured, in this order."""
 
 

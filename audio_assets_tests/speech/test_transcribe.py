@@ -214,7 +214,9 @@ def test_the_longest_windows_go_first_once_everything_is_read(parrot, cache, wri
         def transcribe(self, clips: Sequence[Clip]) -> Iterator[ClipResult | FileFailed]:
             if self.batches:
                 assert read.wait(30)
-                time.sleep(0.1)
+                # Until it has told so, a batch may still be chosen by age.
+                while any(t.name == "speech_read-0" and t.is_alive() for t in threading.enumerate()):
+                    time.sleep(0.01)
             yield from super().transcribe(clips)
 
     engine = Patient()
