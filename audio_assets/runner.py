@@ -179,6 +179,8 @@ def run_pipeline(
     for partition in forgetting.vanished:
         say(f"forgetting {len(forgetting.vanished[partition])} objects of {partition}")
         unchanged.discard(partition)
+        if pipeline.settled is not None:
+            pipeline.settled.forget(partition)
         with partition_lock(pipeline.home, partition):
             if forgetting.purge(partition, pipeline.instance):
                 _add(report, pipeline.again(partition, report.cost_usd + report.uncertain_usd))

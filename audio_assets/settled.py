@@ -139,8 +139,7 @@ class Settled:
             run_id: the run.
             written: the `PartitionFile.identity` of each table as this run has left it.
         """
-        with suppress(OSError):
-            self._path(partition).unlink(missing_ok=True)
+        self.forget(partition)
         rows = self._store.read(schemas.TRANSCRIPTS, [partition], ["status"]).column("status").to_pylist()
         if not set(rows).isdisjoint(schemas.UNFINISHED):
             return
@@ -149,6 +148,11 @@ class Settled:
         noted = {"made_with": self._made_with, "run": run_id, "at": time.time(), "files": dict(written)}
         with suppress(OSError):
             atomic.write_bytes(self._path(partition), json.dumps(noted).encode())
+
+    def forget(self, partition: str) -> None:
+        """Remove the note of a partition."""
+        with suppress(OSError):
+            self._path(partition).unlink(missing_ok=True)
 
     def _noted(self, partition: str) -> dict[str, Any] | None:
         """The note of a partition, unless something has changed of what its tables are made with."""

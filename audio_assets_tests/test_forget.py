@@ -1,5 +1,6 @@
 """`run --forget-gone`: what vanished from the bucket goes everywhere, and nothing else does."""
 
+import hashlib
 import json
 import signal
 from pathlib import Path
@@ -103,6 +104,7 @@ def test_what_vanished_is_kept_as_gone_until_it_is_forgotten_and_then_it_is_nowh
     assert listed["calls/alone.ogg"]["cache_entries"] == 1
     assert (report["retired"], report["transcribed"]) == (["old"], 0)
     assert len(list((home.tables / "transcripts").iterdir())) == 2
+    assert not (home.settled / f"{hashlib.sha256(b'old').hexdigest()}.json").exists()
     assert command("verify") == "everything agrees\n"
 
 
