@@ -12,6 +12,7 @@ from audio_assets import schemas
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
 from audio_assets.settings import Home
 from audio_assets.storage import warehouse as module
+from audio_assets.storage.partition_files import PartitionStore
 
 PARTITIONS = dg.DynamicPartitionsDefinition(name="io_test")
 TRANSCRIPTS = schemas.TRANSCRIPTS
@@ -57,7 +58,9 @@ def metadata(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
 def test_a_partition_is_stored_loaded_and_described(instance: dg.DagsterInstance, home: Home) -> None:
     said = metadata(materialize(instance, transcripts, key="a"))
     path = home.tables / "transcripts" / "a.parquet"
+    (file,) = PartitionStore(home.tables).partitions(TRANSCRIPTS)
     assert said == {
+        "file_identity": file.identity,
         "dagster/partition_row_count": 3,
         "dagster/table_name": "transcripts",
         "dagster/uri": str(path),
