@@ -550,7 +550,10 @@ def _taken_away(part: Path) -> bool:
     Its time says nothing while somebody writes it: a whole download has the time of its object, shortly before it is
     put in place.
     """
-    handle = os.open(part, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        handle = os.open(part, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
     try:
         with suppress(OSError):  # some network file systems have no locks
             try:
