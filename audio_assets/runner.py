@@ -6,7 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -147,7 +147,7 @@ def run_pipeline(
         chosen = [(partition, []) for partition, _ in chosen if options.fresh.get(partition)]
     say(f"{len(chosen)} prefixes in {'the mirror' if options.skip_ingestion else 'the bucket'}")
     if options.fresh is None and not options.skip_ingestion:
-        pipeline.tidy_mirror(store)
+        tidy_mirror(pipeline.resource, store)
     left = options.limit
     unchanged: set[str] = set()
     with pipeline.settled_among([name for name, cutting in chosen if not cutting]) as settled:
@@ -287,16 +287,6 @@ class _Pipeline:
         found = self.instance.fetch_materializations(asked, limit=1).records
         return found[0].run_id if found else None
 
-    def tidy_mirror(self, store: PartitionStore) -> None:
-        """Do what visiting a prefix does for the mirror, once for those that are not visited."""
-        self.resource.mirror().remove_stale_parts()
-        budget = self.resource.budget()
-        if budget is not None:
-            rows = store.read(schemas.RAW_AUDIO, columns=["id", "status"], on_unreadable=lambda bad: None)
-            # The bucket cannot give these back.
-            budget.keep(id for id, status in zip(*rows.to_pydict().values(), strict=True) if status == "gone")
-            budget.shrink()
-
     @contextmanager
     def settled_among(self, partitions: Sequence[str]) -> Iterator[Callable[[str], Unchanged | None]]:
         """Tells of each of ``partitions`` whether a run would change nothing; to be asked in their order."""
@@ -420,6 +410,23 @@ class _Pipeline:
             for event in result.all_events
             if event.is_step_materialization and event.asset_key is not None
         }
+
+
+def tidy_mirror(home: HomeResource, store: PartitionStore) -> None:
+    """Do what visiting a prefix does for the mirror, once for those that are not visited.
+
+    Raises:
+        StorageError: the index of the mirror cannot be written.
+    """
+    # What cannot be removed is in nobody's way; a prefix that is visited says what is wrong with the disk.
+    with suppress(OSError):
+        home.mirror().remove_stale_parts()
+    budget = home.budget()
+    if budget is not None:
+        rows = store.read(schemas.RAW_AUDIO, columns=["id", "status"], on_unreadable=lambda bad: None)
+        # The bucket cannot give these back.
+        budget.keep(id for id, status in zip(*rows.to_pydict().values(), strict=True) if status == "gone")
+        budget.shrink()
 
 
 def _allow_open_files() -> None:

@@ -16,6 +16,7 @@ from audio_assets.ingest.intake import IntakeOptions, ingest_prefix
 from audio_assets.ingest.selection import EMPTY, Selection
 from audio_assets.resources.home import HomeResource
 from audio_assets.resources.r2 import R2Resource
+from audio_assets.runner import tidy_mirror
 from audio_assets.settings import Home
 from audio_assets.settled import Settled, Unchanged
 from audio_assets.speech.ledger import journal_directory
@@ -220,6 +221,15 @@ def test_what_is_installed_while_a_run_goes_on_is_not_what_it_worked_with(
 def test_transcribing_anew_unsettles_every_prefix(corpus: Corpus) -> None:
     HomeResource().unsettle()
     assert corpus.names() == set()
+
+
+def test_a_new_index_of_the_mirror_knows_which_copies_are_the_last(corpus: Corpus) -> None:
+    """Also where no prefix is visited that would say so."""
+    corpus.bucket.delete("calls/a.wav")
+    corpus.take("calls")
+    tidy_mirror(HomeResource(max_disk=1), corpus.store)
+    left = {path.relative_to(corpus.home.audio).as_posix() for path in corpus.home.audio.rglob("*.wav")}
+    assert left == {"calls/a.wav"}
 
 
 def test_looks_are_never_far_ahead_of_who_asks_and_end_with_the_block(

@@ -10,7 +10,7 @@ import pytest
 
 from audio_assets.errors import AudioAssetsError
 from audio_assets.ingest.listing import objects_of
-from audio_assets.ingest.pages import list_pages, parse_page
+from audio_assets.ingest.pages import _uncollected, list_pages, parse_page
 from audio_assets_tests.ingest.conftest import Bucket, plain_client
 from audio_assets_tests.ingest.faulty import FaultyServer
 
@@ -42,6 +42,18 @@ def test_the_garbage_collector_is_left_as_it_was_whatever_the_page(on: bool) -> 
         assert gc.isenabled() == on
     finally:
         (gc.enable if was else gc.disable)()
+
+
+def test_the_garbage_collector_stays_out_until_the_last_of_two_pages_is_read() -> None:
+    assert gc.isenabled()
+    first, second = _uncollected(), _uncollected()
+    with first:
+        second.__enter__()
+    try:
+        assert not gc.isenabled()
+    finally:
+        second.__exit__(None, None, None)
+    assert gc.isenabled()
 
 
 def test_odd_keys_are_read_as_the_paginator_reads_them(odd_server: str) -> None:
