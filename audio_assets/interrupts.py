@@ -14,14 +14,19 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM})
 
 UNWINDING_S = 8.0
 """Time between a signal and the end of the process, whatever still waits for a network, a name server or a model. What
 is stored is safe from any kill, so nothing is lost but the work under way."""
+
+_AGAIN_S = 0.02
+"""Time between a signal that a finalizer lost and its repetition: enough to be out of the finalizer."""
 
 EXIT_INTERRUPTED = 130
 
@@ -42,11 +47,14 @@ def heeded() -> Iterator[None]:
     wakeup = signal.set_wakeup_fd(watch.writer.fileno(), warn_on_full_buffer=False)
     for number in SIGNALS:
         signal.signal(number, _interrupt)
+    unraisable = sys.unraisablehook
+    sys.unraisablehook = partial(_repeat_if_lost, watch, unraisable)
     try:
         yield
     finally:
         # The end of the process is still to come after a signal, and may take its time.
         if not watch.came():
+            sys.unraisablehook = unraisable
             signal.set_wakeup_fd(wakeup)
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -70,11 +78,28 @@ def conclude() -> int:
         os.write(2, _MESSAGE)
     if _watch is not None:
         _watch.said.set()
+        if threading.current_thread() is threading.main_thread():
+            # The process ends now; another signal could only add a traceback.
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
     return EXIT_INTERRUPTED
 
 
 def _interrupt(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
+
+
+def _repeat_if_lost(watch: _Watch, otherwise: Callable[[Any], object], lost: Any) -> None:
+    """For `sys.unraisablehook`: nothing raised in a finalizer gets out of it, be it the end of the command.
+
+    Python would print it with a traceback, and the main thread would go on until the process is ended for it.
+    """
+    if issubclass(lost.exc_type, Exception) or not watch.came():
+        otherwise(lost)
+        return
+    again = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), signal.SIGINT))
+    again.daemon = True
+    again.start()
 
 
 class _Watch:

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 
 import pytest
@@ -114,6 +115,70 @@ sys.exit(cli._guarded(command))
     code, out, err = run(home, stuck)
     assert (code, out) == (interrupts.EXIT_INTERRUPTED, "")
     assert err.count("interrupted") == 1
+
+
+def test_a_signal_in_a_finalizer_is_not_lost(home: Home) -> None:
+    """Python cannot raise out of a finalizer: it prints what was raised there, and goes on."""
+    in_finalizers = """
+import os, signal, sys, time, weakref
+from audio_assets import cli, interrupts
+
+class Interrupted(BaseException):
+    'Dagster has one like it, raised by handlers of its own.'
+
+def raise_it(number, frame):
+    raise Interrupted
+
+class Thing:
+    pass
+
+def command():
+    signal.signal(signal.SIGINT, raise_it)
+    thing = Thing()
+    gone = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGINT))
+    del thing
+    print("went on", flush=True)
+    try:
+        # The repetition may be lost as well.
+        thing = Thing()
+        gone = weakref.ref(thing, lambda _: time.sleep(1))
+        del thing
+        time.sleep(60)
+    except Interrupted:
+        print("interrupted", flush=True)
+        raise KeyboardInterrupt
+
+interrupts.UNWINDING_S = 30
+sys.exit(cli._guarded(command))
+"""
+    home.root.mkdir()
+    started = time.monotonic()
+    code, out, err = run(home, in_finalizers)
+    assert (code, out) == (interrupts.EXIT_INTERRUPTED, "went on\ninterrupted\n")
+    assert err.count("\n") == 1, err
+    assert time.monotonic() - started < 30
+
+
+def test_other_errors_in_finalizers_are_still_told(home: Home) -> None:
+    failing = """
+import weakref
+from audio_assets import interrupts
+
+class Thing:
+    pass
+
+def fail(_):
+    raise ValueError("of a finalizer")
+
+with interrupts.heeded():
+    thing = Thing()
+    gone = weakref.ref(thing, fail)
+    del thing
+"""
+    home.root.mkdir()
+    code, out, err = run(home, failing)
+    assert (code, out) == (0, "")
+    assert "ValueError: of a finalizer" in err
 
 
 def test_a_process_that_does_not_end_by_itself_is_ended(home: Home) -> None:
