@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -19,6 +19,8 @@ FETCHED_AT_ONCE = 4
 _LOOK_AGAIN_S = 0.1
 AHEAD_FILES = 64
 """How many files it is ahead of the reader at most; a disk budget may end it sooner."""
+
+_CHANGED = "the object has changed since it was taken in; the next run takes it in anew"
 
 
 class Supply:
@@ -51,8 +53,9 @@ class Supply:
         with self._read:
             self._read.notify_all()
 
-    def ahead(self, keys: Sequence[str], is_needed: Callable[[str], bool]) -> None:
-        """Fetch those of ``keys`` that are missing and needed, in this order, ahead of `bring`."""
+    def ahead(self, contents: Mapping[str, str], is_needed: Callable[[str], bool]) -> None:
+        """Fetch those of ``contents``, SHA-256 by key, that are missing and needed, in this order, ahead of `bring`."""
+        keys = list(contents)
         missing = [key for key in keys if not self._mirror.path_for(key).is_file()]
         if not missing:
             return
@@ -64,7 +67,7 @@ class Supply:
                     # To ask may cost a look into a bucket.
                     while self._places[key] >= self._reached and is_needed(key):
                         try:
-                            self._fetch(key, None, ahead=True)
+                            self._fetch(key, contents[key], ahead=True)
                             break
                         except NoRoomYet:
                             if self._cancelled.wait(_LOOK_AGAIN_S):
@@ -93,7 +96,7 @@ class Supply:
         """Have the file of ``key`` in the mirror for as long as the block.
 
         With ``found``, what a listing said of it, a mirror that never held it fetches it too, and one that holds
-        another version of it fetches this one.
+        another version of it fetches this one. Others may put another version in its place at any time: `check` tells.
 
         Raises:
             SettingsError: it has to be fetched, and the bucket refuses.
@@ -103,25 +106,36 @@ class Supply:
             self._reached = max(self._reached, self._places.get(key, 0))
             self._read.notify_all()
         with self._budget.reading(key) if self._budget else nullcontext():
-            if not self._mirror.path_for(key).is_file() or not self._is(key, sha256, found):
+            if not self._mirror.path_for(key).is_file() or (found is not None and not self._is(key, sha256)):
                 self._fetch(key, sha256, ahead=False, found=found)
+            if sha256 is not None:
+                self.check(key, sha256)
             yield
+
+    def check(self, key: str, sha256: str) -> None:
+        """See to it that what lies there is what is meant.
+
+        Another run may have put a newer version in place since the row was written, or somebody a file by hand.
+
+        Raises:
+            FileFailed: it is not.
+        """
+        if not self._is(key, sha256):
+            raise FileFailed(_CHANGED)
 
     def spent(self, keys: Sequence[str]) -> None:
         """These files are done with."""
         if self._budget is not None and keys:
             self._budget.spent(keys)
 
-    def _is(self, key: str, sha256: str | None, found: RemoteObject | None) -> bool:
-        """Whether the mirror's file is the one that is meant; only copies of what others took in can be another."""
-        if found is None or sha256 is None:
-            return True
+    def _is(self, key: str, sha256: str | None) -> bool:
+        """Whether the mirror's file is the one that is meant; it is read only when its time or size has changed."""
         state = self._mirror.inspect(key)
-        return state is not None and state.sha256 == sha256
+        return state is not None and sha256 in (None, state.sha256)
 
     def _fetch(self, key: str, sha256: str | None, *, ahead: bool, found: RemoteObject | None = None) -> None:
         with self._locks[key]:
-            if self._mirror.path_for(key).is_file() and self._is(key, sha256, found):
+            if self._mirror.path_for(key).is_file() and (found is None or self._is(key, sha256)):
                 return
             known = self._mirror.state(key) if found is None else None
             if found is None and (known is None or known.etag is None):
@@ -142,7 +156,7 @@ class Supply:
             except ObjectGone as error:
                 raise FileFailed("dropped from the mirror, and no longer in the bucket") from error
             if sha256 is not None and state.sha256 != sha256:
-                raise FileFailed("the object has changed since it was taken in; the next run takes it in anew")
+                raise FileFailed(_CHANGED)
 
     def _client(self) -> tuple[Any, str]:
         with self._connecting:

@@ -141,7 +141,7 @@ class Transcribe:
             engine = self.whisper.billed_engine(account, cache)
             if isinstance(items, Sequence):
                 key, contents = fingerprint(engine), {item.id: item.sha256 for item in items}
-                supply.ahead(list(contents), lambda id: id in self.fresh_ids or not cache.has(contents[id], key))
+                supply.ahead(contents, lambda id: id in self.fresh_ids or not cache.has(contents[id], key))
 
             spent: list[str] = []
 
@@ -157,6 +157,7 @@ class Transcribe:
                 limits=self.limits,
                 on_stop=stop,
                 bring=lambda item: supply.bring(item.id, item.sha256, _remote(item) if shared else None),
+                check=lambda item: supply.check(item.id, item.sha256),
                 on_window=lambda id, seconds, known: tell((id, seconds, known)),
                 live=not alone,
                 marks=marks,

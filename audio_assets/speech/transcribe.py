@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from audio_assets.crashes import CrashMarks
-from audio_assets.errors import FileError
+from audio_assets.errors import FileError, FileFailed
 from audio_assets.speech import judge, vad
 from audio_assets.speech.cache import Hold, TranscriptCache
 from audio_assets.speech.decode import AudioStream, Limits, trial_of
@@ -80,7 +80,8 @@ class TranscribeOptions:
     for calls under way. ``on_window`` is called in the caller's thread whenever a window is done, with the file's id,
     the seconds of the recording that are done with it (the silence before it included), and whether the cache held it.
     ``timings`` collects the seconds spent decoding, finding speech and waiting. ``bring`` is entered while a file is
-    decoded, which is one that the cache does not hold: it may take its time to have the file there. ``marks`` tell the
+    decoded, which is one that the cache does not hold: it may take its time to have the file there. ``check`` is called
+    once the file is open, and raises a `FileError` where it is not the one that is meant any more. ``marks`` tell the
     next run of which file this one died.
     """
 
@@ -96,6 +97,7 @@ class TranscribeOptions:
     on_window: Callable[[str, float, bool], None] = lambda id, seconds, known: None
     timings: Timings = field(default_factory=Timings)
     bring: Callable[[AudioFile], AbstractContextManager[None]] | None = None
+    check: Callable[[AudioFile], None] = lambda file: None
     marks: CrashMarks | None = None
 
 
@@ -295,6 +297,7 @@ class _Job:
     loudness_dbfs: float | None = None
     claimed: bool = False
     fresh: bool = False
+    spoiled: bool = False
     hold: Hold | None = None
     twins: list[AudioFile] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -500,11 +503,16 @@ class _Run:
             windowers = [vad.Windower(plan) for _ in range(stream.channels)]
             job.channel_count = len(windowers)
             blocks = stream.blocks()
+            opened: os.stat_result | None = None
             while True:
                 with timings.stage("decode"):
                     block = next(blocks, None)
                 if block is None:
                     break
+                if opened is None:
+                    # An open file stays what it is when another takes its name.
+                    opened = job.file.path.stat()
+                    self._options.check(job.file)
                 for channel, windower in enumerate(windowers):
                     with timings.stage("vad"):
                         found = list(windower.push(block if block.ndim == 1 else block[channel]))
@@ -512,6 +520,10 @@ class _Run:
                         if not self._submit(job, count, window, channel if block.ndim > 1 else None, known):
                             return
                         count += 1
+        if opened is not None and _written_to(job.file.path, opened):
+            job.spoiled = True
+            self._cache.drop_windows(job.file.sha256, self._fingerprint)
+            raise FileFailed("the file was written to while it was read; the next run takes it in anew")
         apart = len(windowers) > 1
         last = [(w, channel if apart else None) for channel, each in enumerate(windowers) for w in each.finish()]
         with job.lock:
@@ -568,6 +580,9 @@ class _Run:
         if isinstance(outcome, ClipResult) and job.expected != 1:
             # The only window of a file is stored as the file; all others must survive a kill.
             self._cache.put_window(job.file.sha256, self._fingerprint, task.name, asdict(outcome))
+            if job.spoiled:
+                # What was heard in it is not what its hash stands for.
+                self._cache.drop_windows(job.file.sha256, self._fingerprint)
         self._out.put(_Heard(job.file.id, task.covered_s, known=False))
         with job.lock:
             job.outcomes[task.index] = outcome
@@ -661,6 +676,16 @@ class _Run:
             # The cost of an entry is that of the file that paid for it, whichever of them is met first.
             restored = None if stored is None else _from_cache(stored, twin, self._engine, self._fingerprint)
             self._out.put(restored or _copy(result, twin, cached=again))
+
+
+def _written_to(path: Path, before: os.stat_result) -> bool:
+    """Whether a file changed in place; another that was put in its place leaves it to whoever has it open."""
+    try:
+        now = path.stat()
+    except OSError:
+        return False
+    same = (now.st_dev, now.st_ino) == (before.st_dev, before.st_ino)
+    return same and (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns)
 
 
 def _let_go(job: _Job) -> None:

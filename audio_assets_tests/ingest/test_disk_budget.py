@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,11 @@ def test_holds_of_a_process_that_died_hold_nothing(bucket: Bucket, mirror: Mirro
     assert set(mirror.files()) == {"b.wav"}
 
 
+def shas(mirror: Mirror, keys: Sequence[str]) -> dict[str, str]:
+    states = {key: mirror.state(key) for key in keys}
+    return {key: state.sha256 for key, state in states.items() if state is not None}
+
+
 def supply(bucket: Bucket, mirror: Mirror, budget: DiskBudget | None) -> Supply:
     return Supply(mirror, budget, lambda: (bucket.client, bucket.name))
 
@@ -218,7 +224,7 @@ def test_files_are_brought_back_ahead_without_dropping_what_waits(bucket: Bucket
     stored(mirror, budget, bucket, *keys, size=10_000)
     assert set(mirror.files()) == {"0.wav", "1.wav", "5.wav"}
     with supply(bucket, mirror, budget) as files:
-        files.ahead(keys, lambda key: True)
+        files.ahead(shas(mirror, keys), lambda key: True)
         for key in keys:
             with files.bring(key):
                 assert mirror.path_for(key).is_file()
@@ -240,6 +246,37 @@ def test_an_object_that_changed_meanwhile_is_not_taken_for_the_old_one(bucket: B
         files.bring(missing, before.sha256),
     ):
         pass
+
+
+def test_an_object_that_changed_meanwhile_is_not_taken_for_the_old_one_when_it_was_fetched_ahead(
+    bucket: Bucket, mirror: Mirror
+) -> None:
+    budget = DiskBudget(mirror, 10)
+    stored(mirror, budget, bucket, "a.wav", "b.wav")
+    (missing,) = mirror.dropped()
+    contents = shas(mirror, [missing])
+    bucket.put(missing, b"new bytes!")
+    budget.spent(["a.wav", "b.wav"])
+    with supply(bucket, mirror, budget) as files:
+        files.ahead(contents, lambda key: True)
+        for thread in files._threads:
+            thread.join(timeout=30)
+        with pytest.raises(FileFailed, match="changed since it was taken in"), files.bring(missing, contents[missing]):
+            pass
+
+
+def test_a_version_that_another_run_put_in_place_is_not_taken_for_the_old_one(bucket: Bucket, mirror: Mirror) -> None:
+    bucket.put("a.wav", b"old bytes")
+    ingest_prefix(bucket.client, bucket.name, "", 0, mirror)
+    before = shas(mirror, ["a.wav"])["a.wav"]
+    with supply(bucket, mirror, None) as files:
+        with files.bring("a.wav", before):
+            bucket.put("a.wav", b"new bytes")
+            ingest_prefix(bucket.client, bucket.name, "", 0, mirror)
+            with pytest.raises(FileFailed, match="changed since it was taken in"):
+                files.check("a.wav", before)
+        with pytest.raises(FileFailed, match="changed since it was taken in"), files.bring("a.wav", before):
+            pass
 
 
 def test_a_file_that_nobody_has_says_how_to_get_it(bucket: Bucket, tmp_path: Path) -> None:

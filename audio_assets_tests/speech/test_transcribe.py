@@ -384,6 +384,59 @@ def test_a_file_that_vanished_is_a_row_too(parrot, cache, tmp_path):
     assert result.status == "invalid" and "cannot be read" in result.error
 
 
+def test_a_file_that_is_another_by_now_is_not_heard(parrot, cache, speech_files):
+    def check(file: AudioFile) -> None:
+        if file.id == speech_files[2].id:
+            raise FileFailed("the object has changed")
+
+    results = list(transcribe_files(speech_files, parrot, cache, TranscribeOptions(check=check)))
+    assert {r.id: r.status for r in results} == {f.id: "failed" if f is speech_files[2] else "ok" for f in speech_files}
+    assert speech_files[2].id not in {clip.id for clip in parrot.heard}
+
+
+def test_a_file_that_is_written_to_while_it_is_read_leaves_nothing_behind(parrot, cache, tmp_path, two_cities):
+    import soundfile
+
+    path = tmp_path / "long.wav"
+    soundfile.write(path, long_recording(two_cities, 2), SAMPLE_RATE_HZ)
+    file = as_file(path)
+    heard = threading.Event()
+
+    class Writing(Parrot):
+        def transcribe(self, clips):
+            if not heard.is_set():
+                heard.set()
+                with path.open("r+b") as other:
+                    other.seek(1000)
+                    other.write(b"something else")
+            yield from super().transcribe(clips)
+
+    options = TranscribeOptions(ahead_s=10.0, max_workers=1, readers=1)
+    [result] = transcribe_files([file], Writing(), cache, options)
+    assert (result.status, result.error) == (
+        "failed",
+        "the file was written to while it was read; the next run takes it in anew",
+    )
+    assert cache.get_windows(file.sha256, result.fingerprint) == {}
+
+
+def test_a_file_that_another_replaces_while_it_is_read_is_heard_to_its_end(parrot, cache, tmp_path, two_cities):
+    import soundfile
+
+    path = tmp_path / "long.wav"
+    soundfile.write(path, long_recording(two_cities, 2), SAMPLE_RATE_HZ)
+    file = as_file(path)
+
+    def check(_: AudioFile) -> None:
+        (tmp_path / "new.wav").write_bytes(b"of a newer run")
+        (tmp_path / "new.wav").replace(path)
+
+    [result] = transcribe_files([file], parrot, cache, TranscribeOptions(check=check))
+    assert result.status == "ok"
+    assert not result.flags
+    assert result.duration_s > 100
+
+
 def test_channels_are_transcribed_apart_when_asked(parrot, cache, write_audio, opening):
     """Two people on a call: the second begins to speak six seconds after the first."""
     wait = np.zeros(6 * SAMPLE_RATE_HZ, np.float32)
