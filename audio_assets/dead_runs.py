@@ -11,6 +11,8 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from audio_assets import processes
+
 if TYPE_CHECKING:
     import dagster as dg
 
@@ -71,17 +73,7 @@ def _is_gone(process: str | None) -> bool:
     number, _, _ = rest.partition(" ")
     if host != socket.gethostname() or not number.isdigit():
         return False
-    return not _is_there(int(number)) or _identity(int(number)) != process
-
-
-def _is_there(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return not processes.exists(int(number)) or _identity(int(number)) != process
 
 
 def _identity(pid: int) -> str:

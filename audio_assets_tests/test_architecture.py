@@ -11,7 +11,7 @@ import audio_assets
 
 ROOT = Path(audio_assets.__file__).parent
 STAGES = {"ingest", "speech", "text", "summary", "storage"}
-GROUND = {"schemas", "partitions", "settings", "errors", "crashes"}
+GROUND = {"schemas", "partitions", "settings", "errors", "crashes", "processes"}
 LAYERS = [
     GROUND,
     STAGES,

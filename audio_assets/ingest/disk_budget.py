@@ -15,17 +15,21 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from audio_assets import processes
 from audio_assets.errors import FileFailed, StorageError
 
 if TYPE_CHECKING:
+    from audio_assets.ingest.listing import RemoteObject
     from audio_assets.ingest.mirror import Mirror
 
 INDEX = "disk.sqlite"
+PROCESSES = "processes"
+"""Folder beside the index, with a locked file of each process that holds something."""
 
 _LOOK_AGAIN_S = 600.0
 """How long the index is trusted before it is compared with the files: somebody may add or remove some by hand."""
@@ -38,20 +42,20 @@ CREATE TABLE IF NOT EXISTS files (
     key BLOB PRIMARY KEY, size INTEGER NOT NULL, etag TEXT, used REAL NOT NULL, spent INTEGER NOT NULL,
     dropped INTEGER NOT NULL, kept INTEGER NOT NULL
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS holds (
-    token TEXT PRIMARY KEY, key BLOB NOT NULL, size INTEGER NOT NULL, pid INTEGER NOT NULL
+CREATE TABLE IF NOT EXISTS held (
+    token TEXT PRIMARY KEY, key BLOB NOT NULL, size INTEGER NOT NULL, process TEXT NOT NULL
 );
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value REAL NOT NULL);
 """
 
 _CANDIDATES = """
 SELECT key, size FROM files
-WHERE NOT dropped AND NOT kept AND (spent OR ?) AND key NOT IN (SELECT key FROM holds)
+WHERE NOT dropped AND NOT kept AND (spent OR ?) AND key NOT IN (SELECT key FROM held)
 ORDER BY spent DESC, CASE WHEN spent THEN used ELSE -used END LIMIT ?
 """
 
 
-_MAY_END = "SELECT count(*) FROM holds WHERE size > 0 OR key IN (SELECT key FROM files WHERE NOT dropped)"
+_MAY_END = "SELECT count(*) FROM held WHERE size > 0 OR key IN (SELECT key FROM files WHERE NOT dropped)"
 """Holds that will free something. Who waits for room holds a key, too."""
 
 
@@ -66,6 +70,7 @@ class DiskBudget:
         self.mirror = mirror
         self.max_bytes = max_bytes
         self.path = index_path(mirror.root)
+        self._processes = self.path.with_name(PROCESSES)
         self._looked = threading.Lock()
         self._look()
 
@@ -76,13 +81,14 @@ class DiskBudget:
 
     @contextmanager
     def room(
-        self, key: str, size_bytes: int, cancelled: threading.Event | None = None, *, ahead: bool = False
-    ) -> Iterator[None]:
+        self, found: RemoteObject, cancelled: threading.Event | None = None, *, ahead: bool = False
+    ) -> Iterator[Callable[[RemoteObject], None]]:
         """Room for a file while it is fetched and looked at: files are dropped for it, or it waits until some are free.
 
+        Gives a function that gets room for what the object has become instead.
+
         Args:
-            key: the object that is fetched.
-            size_bytes: its size.
+            found: the object that is fetched.
             cancelled: once set, waiting ends.
             ahead: it is not needed yet: nothing is dropped for it that waits to be transcribed, and it does not wait.
 
@@ -90,9 +96,17 @@ class DiskBudget:
             NoRoomYet: ``ahead``, and there is none.
             FileFailed: there cannot be room for it, or waiting was cancelled.
         """
-        token = self._reserve(key, size_bytes, cancelled or threading.Event(), ahead)
+        key, never = found.key, threading.Event()
+        token = _token()
+        self._reserve(token, found, cancelled or never, ahead)
+
+        def change(found: RemoteObject) -> None:
+            # Two that hold what they have and wait for more would wait for each other.
+            self._let_go(token)
+            self._reserve(token, found, cancelled or never, ahead)
+
         try:
-            yield
+            yield change
         finally:
             state = self.mirror.state(key)
             try:
@@ -105,26 +119,29 @@ class DiskBudget:
                         "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, 0, 0, 0)",
                         (_bytes(key), size, state.etag if state else None, time.time()),
                     )
-                index.execute("DELETE FROM holds WHERE token = ?", (token,))
+                index.execute("DELETE FROM held WHERE token = ?", (token,))
+
+    def _let_go(self, token: str) -> None:
+        with self._transaction() as index:
+            index.execute("DELETE FROM held WHERE token = ?", (token,))
 
     @contextmanager
     def reading(self, key: str) -> Iterator[None]:
         """Keep the file of ``key`` for as long as it is read."""
         token = _token()
         with self._transaction() as index:
-            index.execute("INSERT INTO holds VALUES (?, ?, 0, ?)", (token, _bytes(key), os.getpid()))
+            index.execute("INSERT INTO held VALUES (?, ?, 0, ?)", (token, _bytes(key), self._process()))
             index.execute("UPDATE files SET used = ? WHERE key = ?", (time.time(), _bytes(key)))
         try:
             yield
         finally:
-            with self._transaction() as index:
-                index.execute("DELETE FROM holds WHERE token = ?", (token,))
+            self._let_go(token)
 
     def shrink(self) -> None:
         """Drop what is over the limit, as far as it can be."""
         with self._transaction() as index:
-            _forget_the_dead(index)
-            self._make_room(index, 0, ahead=False)
+            self._forget_the_dead(index)
+            self._make_room(index, 0, None, ahead=False)
 
     def spent(self, keys: Iterable[str]) -> None:
         """These files are transcribed: they are the first to go."""
@@ -136,22 +153,31 @@ class DiskBudget:
         with self._transaction() as index:
             index.executemany("UPDATE files SET kept = 1 WHERE key = ? AND NOT kept", [(_bytes(k),) for k in keys])
 
-    def _reserve(self, key: str, size_bytes: int, cancelled: threading.Event, ahead: bool) -> str:
-        limit = self.max_bytes
+    def came_back(self, keys: Collection[str]) -> None:
+        """The bucket has these objects, be it again: their files can be had from it."""
+        with self._transaction() as index:
+            kept = [key for (key,) in index.execute("SELECT key FROM files WHERE kept")]
+            if kept:
+                listed = set(map(_bytes, keys))
+                # One that cannot be had again after all is found out when it is to be dropped.
+                back = [(key,) for key in kept if key in listed]
+                index.executemany("UPDATE files SET kept = 0 WHERE key = ?", back)
+
+    def _reserve(self, token: str, found: RemoteObject, cancelled: threading.Event, ahead: bool) -> None:
+        key, size_bytes, limit = found.key, found.size_bytes, self.max_bytes
         if limit is not None and size_bytes > limit:
             raise FileFailed(
                 f"{size_bytes} bytes, and the mirror may hold {limit} in all (AUDIO_ASSETS_MAX_DISK, --max-disk); "
                 "raise that to take the object in"
             )
-        token = _token()
         while True:
             with self._transaction() as index:
-                _forget_the_dead(index)
-                if self._make_room(index, size_bytes, ahead):
+                self._forget_the_dead(index)
+                if self._make_room(index, size_bytes, found, ahead):
                     index.execute(
-                        "INSERT INTO holds VALUES (?, ?, ?, ?)", (token, _bytes(key), size_bytes, os.getpid())
+                        "INSERT INTO held VALUES (?, ?, ?, ?)", (token, _bytes(key), size_bytes, self._process())
                     )
-                    return token
+                    return
                 (held,) = index.execute(_MAY_END).fetchone()
             if ahead:
                 raise NoRoomYet("there is no room for it yet")
@@ -163,14 +189,17 @@ class DiskBudget:
             if cancelled.wait(_POLL_S):
                 raise FileFailed("the download was cancelled; the next run tries again")
 
-    def _make_room(self, index: sqlite3.Connection, size_bytes: int, ahead: bool) -> bool:
+    def _make_room(self, index: sqlite3.Connection, size_bytes: int, found: RemoteObject | None, ahead: bool) -> bool:
         if self.max_bytes is None:
             return True
-        over = self._used(index) + size_bytes - self.max_bytes
+        over = self._used(index, found) + size_bytes - self.max_bytes
         while over > 0:
             candidates = index.execute(_CANDIDATES, (not ahead, _AT_ONCE)).fetchall()
             if not candidates:
-                return False
+                if ahead or not self.mirror.remove_idle_part(besides=found):
+                    return False
+                over = self._used(index, found) + size_bytes - self.max_bytes
+                continue
             for key, size in candidates:
                 if over <= 0:
                     break
@@ -194,11 +223,11 @@ class DiskBudget:
         index.execute("UPDATE files SET dropped = 1, etag = ? WHERE key = ?", (state.etag, key))
         return True
 
-    def _used(self, index: sqlite3.Connection) -> int:
+    def _used(self, index: sqlite3.Connection, besides: RemoteObject | None = None) -> int:
         ((files,),) = index.execute("SELECT coalesce(sum(size), 0) FROM files WHERE NOT dropped").fetchall()
-        ((reserved,),) = index.execute("SELECT coalesce(sum(size), 0) FROM holds").fetchall()
-        # What broken downloads left lies there too, and is gone on with.
-        return int(files) + max(int(reserved), self.mirror.parts_bytes())
+        ((reserved,),) = index.execute("SELECT coalesce(sum(size), 0) FROM held").fetchall()
+        # What broken downloads left lies there too, and is gone on with: by the object that room is asked for as well.
+        return int(files) + max(int(reserved), self.mirror.parts_bytes(besides=besides))
 
     def _look(self) -> None:
         """Compare the index with the files, unless that was done a moment ago."""
@@ -220,6 +249,19 @@ class DiskBudget:
                 [(key, status.st_size, status.st_ctime) for key, status in there.items() if key not in known],
             )
             index.execute("INSERT OR REPLACE INTO facts VALUES ('looked', ?)", (time.time(),))
+        processes.remove_dead(self._processes)
+
+    def _process(self) -> str:
+        try:
+            return processes.own_name(self._processes)
+        except OSError as error:
+            raise StorageError(f"{self._processes}: {error.strerror}; correct the permissions") from error
+
+    def _forget_the_dead(self, index: sqlite3.Connection) -> None:
+        """Holds of processes that are no more hold nothing."""
+        for (process,) in index.execute("SELECT DISTINCT process FROM held").fetchall():
+            if not processes.is_alive(self._processes, process):
+                index.execute("DELETE FROM held WHERE process = ?", (process,))
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -266,7 +308,7 @@ def _transaction(path: Path) -> Iterator[sqlite3.Connection]:
         try:
             # It can be made anew: no wait for the disk.
             index.execute("PRAGMA synchronous = OFF")
-            if not index.execute("SELECT 1 FROM sqlite_master WHERE name = 'facts'").fetchone():
+            if not index.execute("SELECT 1 FROM sqlite_master WHERE name = 'held'").fetchone():
                 index.executescript(_SCHEMA)
             index.execute("BEGIN IMMEDIATE")
             yield index
@@ -277,19 +319,8 @@ def _transaction(path: Path) -> Iterator[sqlite3.Connection]:
         raise StorageError(f"{path}: {error}; correct the permissions, or delete the file: it is made anew") from error
 
 
-def _forget_the_dead(index: sqlite3.Connection) -> None:
-    """Holds of processes that are no more hold nothing."""
-    for (pid,) in index.execute("SELECT DISTINCT pid FROM holds").fetchall():
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            index.execute("DELETE FROM holds WHERE pid = ?", (pid,))
-        except PermissionError:
-            continue
-
-
 def _token() -> str:
-    return f"{os.getpid()}-{secrets.token_hex(8)}"
+    return secrets.token_hex(16)
 
 
 def _bytes(key: str) -> bytes:

@@ -8,6 +8,7 @@ import os
 import re
 import threading
 import time
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +16,7 @@ from typing import Any, cast
 from audio_assets.errors import FileFailed
 from audio_assets.ingest.get_object import Answer, Body, get_object
 from audio_assets.ingest.listing import RemoteObject
-from audio_assets.ingest.mirror import Mirror, ObjectState
+from audio_assets.ingest.mirror import Mirror, ObjectState, identity_of
 from audio_assets.ingest.remote_errors import settings_error, short, status_of
 
 ATTEMPTS = 5
@@ -56,6 +57,7 @@ def download(
     first_wait_s: float = FIRST_WAIT_S,
     cancelled: threading.Event | None = None,
     deadline_s: float | None = None,
+    on_change: Callable[[RemoteObject], object] = lambda found: None,
 ) -> ObjectState:
     """Fetch one object into ``mirror`` and record its state.
 
@@ -72,6 +74,7 @@ def download(
         first_wait_s: mean of the first wait between tries, in seconds.
         cancelled: once set, waits end, no further try is made, and a body in flight is dropped.
         deadline_s: seconds for the object, all tries together; by default what its size needs at 50 kB/s, and 120 s.
+        on_change: called with the new object before that is fetched instead of what was listed; may raise.
 
     Raises:
         SettingsError: credentials or bucket are refused (401, 403): no file can be had.
@@ -83,6 +86,7 @@ def download(
         return _with_retries(client, bucket, found, mirror, attempts, first_wait_s, cancelled, deadline_s)
     except _ChangedError:
         found = _look_again(client, bucket, found.key)
+    on_change(found)
     try:
         return _with_retries(client, bucket, found, mirror, attempts, first_wait_s, cancelled, deadline_s)
     except _ChangedError as error:
@@ -130,7 +134,7 @@ def _once(
 ) -> ObjectState:
     if cancelled.is_set():
         raise _RetryError("cancelled")
-    with mirror.storing(found.key, f"{found.etag} {found.size_bytes}") as part:
+    with mirror.storing(found.key, identity_of(found)) as part:
         # At least the last byte is asked for: the answer has the object's type and metadata.
         received = _Received(part, most=max(found.size_bytes - 1, 0))
         try:

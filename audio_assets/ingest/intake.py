@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from audio_assets.crashes import CrashMarks
-from audio_assets.errors import FileError
+from audio_assets.errors import FileError, InvalidAudio
 from audio_assets.ingest.changes import diff
 from audio_assets.ingest.disk_budget import DiskBudget
 from audio_assets.ingest.download import download
@@ -189,7 +189,7 @@ def take(
         refusal = options.selection.refusal(task.found)
         if refusal is not None:
             return Taken(_failed_row(task.key, prefix, "invalid", refusal[1]) | _listing(task.found), "skipped")
-        return _fetch(client, bucket, task, task.found, prefix, mirror, cancelled, budget)
+        return _fetch(client, bucket, task, task.found, prefix, mirror, cancelled, budget, options.selection)
 
     def look(fetched: Taken | _Fetched, _: threading.Event) -> Taken:
         return fetched if isinstance(fetched, Taken) else _look(fetched, prefix, mirror, marks)
@@ -251,9 +251,11 @@ def ingest_prefix(
     spread = spread or partial(
         take, prefix=prefix, mirror=mirror, options=options, client=client, bucket=bucket, budget=budget
     )
-    if budget is not None and found.vanished:
-        # Before anything is dropped for what is fetched now.
-        budget.keep(found.vanished)
+    if budget is not None:
+        budget.came_back(found.keys)
+        if found.vanished:
+            # Before anything is dropped for what is fetched now.
+            budget.keep(found.vanished)
     done = _run(tasks, spread, found.skipped, on_progress)
     gone = {id: _gone_from_bucket(row) for id, row in _by_id(_rows_of(stored, found.vanished)).items()}
     table = _replaced(stored, done.rows | gone, found.replaced)
@@ -484,8 +486,19 @@ def _fetch(
     mirror: Mirror,
     cancelled: threading.Event,
     budget: DiskBudget | None,
+    selection: Selection,
 ) -> Taken | _Fetched:
     hold = ExitStack()
+    enlarge: Callable[[RemoteObject], None] | None = None
+
+    def admit(new: RemoteObject) -> None:
+        # What was said of the size held for what was listed.
+        refusal = selection.refusal(new)
+        if refusal is not None:
+            raise InvalidAudio(refusal[1])
+        if enlarge is not None:
+            enlarge(new)
+
     try:
         # A file is not dropped before it was looked at.
         if budget is not None:
@@ -494,8 +507,8 @@ def _fetch(
             return _Fetched(task, held, hold=hold)
         hold.close()
         if budget is not None:
-            hold.enter_context(budget.room(found.key, found.size_bytes, cancelled))
-        state = download(client, bucket, found, mirror, cancelled=cancelled)
+            enlarge = hold.enter_context(budget.room(found, cancelled))
+        state = download(client, bucket, found, mirror, cancelled=cancelled, on_change=admit)
         return _Fetched(task, state, downloaded=True, hold=hold)
     except BaseException as error:
         hold.close()

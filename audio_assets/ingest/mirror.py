@@ -337,13 +337,24 @@ class Mirror:
                 break
         return there
 
-    def parts_bytes(self) -> int:
-        """Bytes of downloads under way, and of broken ones."""
+    def parts_bytes(self, besides: RemoteObject | None = None) -> int:
+        """Bytes of downloads under way, and of broken ones, those of the object ``besides`` left out."""
         total = 0
+        left_out = _part_name(besides.key, identity_of(besides)) if besides is not None else None
         for part in self._parts.glob("*.part"):
             with suppress(FileNotFoundError):
-                total += part.stat().st_size
+                total += part.stat().st_size if part.name != left_out else 0
         return total
+
+    def remove_idle_part(self, besides: RemoteObject | None = None) -> bool:
+        """Remove the oldest broken download, but for that of the object ``besides``; whether there was one."""
+        spared = _part_name(besides.key, identity_of(besides)) if besides is not None else None
+        ages: list[tuple[float, Path]] = []
+        for part in self._parts.glob("*.part"):
+            with suppress(FileNotFoundError):
+                if part.name != spared and not _PART_OF_PROCESS.fullmatch(part.name):
+                    ages.append((part.stat().st_mtime, part))
+        return any(_taken_away(part) for _, part in sorted(ages))
 
     def dropped(self, prefix: str = "") -> dict[str, tuple[str | None, int]]:
         """ETag and size of the files that were dropped to keep within a disk budget; the bucket still has them.
@@ -391,8 +402,7 @@ class Mirror:
 
     @contextmanager
     def _lasting_part(self, key: str, identity: str) -> Iterator[tuple[Path, int]]:
-        name = hashlib.sha256(f"{key}\0{identity}".encode("utf-8", "surrogatepass")).hexdigest()
-        part = self._parts / f"{name}.part"
+        part = self._parts / _part_name(key, identity)
         handle = _opened(part)
         try:
             if not _locked(handle, part):
@@ -536,6 +546,16 @@ def _move(part: Path, target: Path) -> None:
     except FileNotFoundError:
         target.parent.mkdir(parents=True, exist_ok=True)
         part.replace(target)
+
+
+def identity_of(found: RemoteObject) -> str:
+    """What tells the bytes of an object from those of its other versions, for `Mirror.storing`."""
+    return f"{found.etag} {found.size_bytes}"
+
+
+def _part_name(key: str, identity: str) -> str:
+    name = hashlib.sha256(f"{key}\0{identity}".encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{name}.part"
 
 
 def _is_left_behind(part: Path) -> bool:

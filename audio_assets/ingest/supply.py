@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from audio_assets.errors import AudioAssetsError, FileFailed, SettingsError
@@ -67,7 +67,8 @@ class Supply:
                     # To ask may cost a look into a bucket.
                     while self._places[key] >= self._reached and is_needed(key):
                         try:
-                            self._fetch(key, contents[key], ahead=True)
+                            with ExitStack() as hold:
+                                self._fetch(key, contents[key], ahead=True, hold=hold)
                             break
                         except NoRoomYet:
                             if self._cancelled.wait(_LOOK_AGAIN_S):
@@ -105,9 +106,16 @@ class Supply:
         with self._read:
             self._reached = max(self._reached, self._places.get(key, 0))
             self._read.notify_all()
-        with self._budget.reading(key) if self._budget else nullcontext():
-            if not self._mirror.path_for(key).is_file() or (found is not None and not self._is(key, sha256)):
-                self._fetch(key, sha256, ahead=False, found=found)
+        with ExitStack() as hold:
+            while True:
+                if self._budget is not None:
+                    hold.enter_context(self._budget.reading(key))
+                if self._lies(key, sha256, found):
+                    break
+                # What is held cannot make room, be it for its own newer version.
+                hold.close()
+                if self._fetch(key, sha256, ahead=False, found=found, hold=hold):
+                    break
             if sha256 is not None:
                 self.check(key, sha256)
             yield
@@ -128,38 +136,56 @@ class Supply:
         if self._budget is not None and keys:
             self._budget.spent(keys)
 
+    def _lies(self, key: str, sha256: str | None, found: RemoteObject | None) -> bool:
+        """Whether there is nothing to fetch. What this machine took in itself is not fetched in another version."""
+        return self._mirror.path_for(key).is_file() and (found is None or self._is(key, sha256))
+
     def _is(self, key: str, sha256: str | None) -> bool:
         """Whether the mirror's file is the one that is meant; it is read only when its time or size has changed."""
         state = self._mirror.inspect(key)
         return state is not None and sha256 in (None, state.sha256)
 
-    def _fetch(self, key: str, sha256: str | None, *, ahead: bool, found: RemoteObject | None = None) -> None:
+    def _fetch(
+        self, key: str, sha256: str | None, *, ahead: bool, found: RemoteObject | None = None, hold: ExitStack
+    ) -> bool:
+        """Fetch a file, unless somebody else just has; whether this did. ``hold`` keeps the file there then."""
         with self._locks[key]:
-            if self._mirror.path_for(key).is_file() and (found is None or self._is(key, sha256)):
-                return
-            known = self._mirror.state(key) if found is None else None
-            if found is None and (known is None or known.etag is None):
+            if self._lies(key, sha256, found):
+                return False
+            found = found or self._known(key)
+            if found is None:
                 raise FileFailed("not in the mirror; run `audio-assets run` to fetch it")
             try:
                 client, bucket = self._client()
             except SettingsError as error:
                 raise FileFailed(f"not in the mirror, and cannot be fetched: {error}") from error
-            if known is not None and known.etag is not None:
-                found = RemoteObject(key, known.etag, known.size_bytes, known.last_modified)
-            assert found is not None  # noqa: S101
-            room: AbstractContextManager[object] = nullcontext()
             if self._budget is not None:
-                room = self._budget.room(key, found.size_bytes, self._cancelled, ahead=ahead)
+                hold.enter_context(self._budget.room(found, self._cancelled, ahead=ahead))
             try:
-                with room:
-                    state = download(client, bucket, found, self._mirror, cancelled=self._cancelled)
+                state = download(
+                    client, bucket, found, self._mirror, cancelled=self._cancelled, on_change=_refuse_changed
+                )
             except ObjectGone as error:
                 raise FileFailed("dropped from the mirror, and no longer in the bucket") from error
             if sha256 is not None and state.sha256 != sha256:
                 raise FileFailed(_CHANGED)
+            return True
+
+    def _known(self, key: str) -> RemoteObject | None:
+        """What the mirror remembers of an object that it does not hold."""
+        state = self._mirror.state(key)
+        if state is not None and state.etag is not None:
+            return RemoteObject(key, state.etag, state.size_bytes, state.last_modified)
+        # Its record is lost; of what was dropped the index knows as much.
+        etag, size_bytes = self._mirror.dropped(key).get(key, (None, 0))
+        return None if etag is None else RemoteObject(key, etag, size_bytes, None)
 
     def _client(self) -> tuple[Any, str]:
         with self._connecting:
             if self._connection is None:
                 self._connection = self._connect()
             return self._connection
+
+
+def _refuse_changed(_: RemoteObject) -> None:
+    raise FileFailed(_CHANGED)

@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from audio_assets import processes
 from audio_assets.errors import BusyError
 
 CRASH_VARIABLE = "AUDIO_ASSETS_CRASH_AT"
@@ -205,18 +206,8 @@ def is_abandoned(temp: Path, pid: int) -> bool:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return False
-        if pid == os.getpid() or not _is_alive(pid):
+        if pid == os.getpid() or not processes.exists(pid):
             return True
         return time.time() - os.fstat(descriptor).st_mtime > _GRACE_S
     finally:
         os.close(descriptor)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +16,13 @@ from audio_assets.errors import FileFailed
 from audio_assets.ingest import disk_budget
 from audio_assets.ingest.disk_budget import DiskBudget
 from audio_assets.ingest.intake import Intake, IntakeOptions, ingest_prefix
-from audio_assets.ingest.mirror import Mirror
+from audio_assets.ingest.listing import RemoteObject
+from audio_assets.ingest.mirror import Mirror, identity_of
+from audio_assets.ingest.selection import Selection
 from audio_assets.ingest.supply import Supply
 from audio_assets_tests.ingest.audio import write_tone
 from audio_assets_tests.ingest.conftest import Bucket, bytes_in
+from audio_assets_tests.ingest.faulty import ENTRY, LISTING, FaultyServer
 from audio_assets_tests.ingest.test_intake import statuses
 
 
@@ -196,6 +201,100 @@ def test_holds_of_a_process_that_died_hold_nothing(bucket: Bucket, mirror: Mirro
     os.waitpid(child, 0)
     stored(mirror, budget, bucket, "b.wav")
     assert set(mirror.files()) == {"b.wav"}
+
+
+def test_a_dead_process_that_had_our_number_holds_nothing(bucket: Bucket, mirror: Mirror) -> None:
+    """In a container every process may be number 1: the next would wait for itself."""
+    budget = DiskBudget(mirror, 10)
+    stored(mirror, budget, bucket, "a.wav")
+    with budget._transaction() as index:
+        index.execute(
+            "INSERT INTO held VALUES ('token', ?, 10, ?)", (b"b.wav", f"{os.getpid()}-0123456789abcdef.process")
+        )
+    stored(mirror, budget, bucket, "b.wav")
+    assert set(mirror.files()) == {"b.wav"}
+
+
+def test_a_broken_download_has_its_room_already(bucket: Bucket, mirror: Mirror) -> None:
+    budget = DiskBudget(mirror, 10_000)
+    content = os.urandom(9_000)
+    found = RemoteObject("calls/a.wav", bucket.put("calls/a.wav", content), len(content), None)
+    with pytest.raises(RuntimeError), mirror.storing(found.key, identity_of(found)) as part:
+        part.write_bytes(content[:8_000])
+        raise RuntimeError("the connection broke")
+    assert mirror.parts_bytes() == 8_000
+    done = take(bucket, mirror, budget)
+    assert done.downloaded == 1
+    assert mirror.path_for("calls/a.wav").read_bytes() == content
+
+
+def test_a_broken_download_makes_room_for_another_object(bucket: Bucket, mirror: Mirror) -> None:
+    budget = DiskBudget(mirror, 10_000)
+    old = RemoteObject("calls/a.wav", "of before", 9_000, None)
+    with pytest.raises(RuntimeError), mirror.storing(old.key, identity_of(old)) as part:
+        part.write_bytes(b"x" * 8_000)
+        raise RuntimeError("the connection broke")
+    bucket.put("calls/a.wav", os.urandom(9_000))
+    assert take(bucket, mirror, budget).downloaded == 1
+    assert on_disk(mirror) == 9_000
+
+
+def test_an_object_that_came_back_can_be_dropped_again(bucket: Bucket, mirror: Mirror) -> None:
+    budget = DiskBudget(mirror, 30)
+    content = os.urandom(20)
+    bucket.put("calls/a.wav", content)
+    table = take(bucket, mirror, budget).table
+    bucket.delete("calls/a.wav")
+    table = take(bucket, mirror, budget, table).table
+    bucket.put("calls/a.wav", content)
+    bucket.put("calls/b.wav", os.urandom(20))
+    done = take(bucket, mirror, budget, table)
+    assert done.failed == 0
+    assert len(set(mirror.files())) == len(mirror.dropped()) == 1
+
+
+def test_an_object_that_grew_since_it_was_listed_keeps_to_both_limits(
+    faulty: FaultyServer, faulty_client: Any, mirror: Mirror
+) -> None:
+    def grow(key: str, size: int) -> str:
+        """The object is replaced after the listing that is sent has told of ten bytes."""
+        faulty.put(key, b"x" * 10)
+        listing = LISTING.format(ENTRY.format(key, faulty.etags[key], 10))
+        faulty.listing = listing
+        faulty.put(key, os.urandom(size))
+        return key
+
+    budget = DiskBudget(mirror, 1_000)
+    options = IntakeOptions(selection=Selection(max_object_bytes=500))
+    key = grow("calls/a.wav", 800)
+    done = ingest_prefix(faulty_client, "bucket", "calls/", 1, mirror, None, options, budget=budget)
+    assert statuses(done.table) == {key: "invalid"}
+    assert "over the limit of 500 for an object" in str(done.table.to_pylist()[0]["error"])
+    key = grow("calls/b.wav", 5_000)
+    done = ingest_prefix(faulty_client, "bucket", "calls/", 1, mirror, None, budget=budget)
+    assert statuses(done.table)[key] == "failed"
+    assert "the mirror may hold 1000 in all" in str(done.table.to_pylist()[-1]["error"])
+    assert on_disk(mirror) == 0
+
+
+def test_a_newer_version_finds_room_where_the_older_one_lies(bucket: Bucket, mirror: Mirror) -> None:
+    budget = DiskBudget(mirror, 100)
+    stored(mirror, budget, bucket, "a.wav", size=60)
+    content = os.urandom(60)
+    found = RemoteObject("a.wav", bucket.put("a.wav", content), 60, None)
+    with supply(bucket, mirror, budget) as files, files.bring("a.wav", hashlib.sha256(content).hexdigest(), found):
+        assert mirror.path_for("a.wav").read_bytes() == content
+
+
+def test_a_dropped_file_comes_back_though_its_record_is_lost(bucket: Bucket, mirror: Mirror) -> None:
+    budget = DiskBudget(mirror, 20)
+    stored(mirror, budget, bucket, "a.wav", "b.wav", "c.wav")
+    (missing,) = mirror.dropped()
+    sha256 = shas(mirror, [missing])[missing]
+    shutil.rmtree(mirror.root / ".state" / "objects")
+    budget.spent(["a.wav", "b.wav", "c.wav"])
+    with supply(bucket, mirror, DiskBudget(mirror, 30)) as files, files.bring(missing, sha256):
+        assert mirror.path_for(missing).is_file()
 
 
 def shas(mirror: Mirror, keys: Sequence[str]) -> dict[str, str]:
