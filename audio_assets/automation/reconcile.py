@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 
 import dagster as dg
 
 from audio_assets import schemas
 from audio_assets.automation.new_objects import WORKING_S, read_stored
+from audio_assets.automation.runs import partitions_given_up
 from audio_assets.errors import AudioAssetsError
 from audio_assets.ingest.listing_state import ListingState
 from audio_assets.ingest.selection import Selection
@@ -20,11 +22,20 @@ from audio_assets.resources.home import HomeResource
 LISTING_HOURS = 12
 """A listing that is older says too little of tonight."""
 
+_RUN_DAYS = 30
+"""How far back runs are looked at that failed and were not followed by another."""
+
 _UNFINISHED = """
     SELECT prefix FROM latest_failures WHERE status IN ('partial', 'failed', 'deferred')
     UNION
-    SELECT prefix FROM raw_audio WHERE status = 'ok' AND id NOT IN (SELECT id FROM transcripts)
+    SELECT r.prefix FROM raw_audio r LEFT JOIN transcripts t USING (prefix, id)
+    WHERE (r.status = 'ok' AND (t.id IS NULL OR t.sha256 IS DISTINCT FROM r.sha256))
+        OR (t.id IS NOT NULL AND (r.status = 'gone') <> (t.status = 'gone'))
+    UNION
+    SELECT t.prefix FROM transcripts t LEFT JOIN tokens k USING (prefix, id)
+    WHERE k.id IS NULL OR k.transcription IS DISTINCT FROM t.transcription
 """
+"""Prefixes whose tables do not fit each other: a run died between two of them."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,8 @@ def to_reconcile(
 ) -> Reconcile:
     """Compare the last listing of the bucket, as `r2_prefixes` keeps it, with the tables.
 
-    A prefix changed when the digest of its objects is not that of its rows, vanished objects included. Where that
+    A prefix changed when the digest of its objects is not that of its rows, vanished objects included; it is unfinished
+    when its tables do not fit each other, or when its latest run failed. Where that
     cannot be told, every partition is asked for: a run that finds nothing new costs a listing.
     """
     event = instance.get_latest_materialization_event(dg.AssetKey(schemas.R2_PREFIXES.name))
@@ -57,7 +69,9 @@ def to_reconcile(
         changed = _changed(listed, home, warehouse, log) | _unfinished(warehouse)
     except AudioAssetsError as error:
         return Reconcile(registered, str(error))
-    wanted = {partition_key_for(prefix) for prefix in changed}
+    since = datetime.now(timezone.utc) - timedelta(days=_RUN_DAYS)
+    # What is made of the words says nothing of what it was made of.
+    wanted = {partition_key_for(prefix) for prefix in changed} | partitions_given_up(instance, since)
     return Reconcile([partition for partition in registered if partition in wanted])
 
 

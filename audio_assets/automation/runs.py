@@ -1,5 +1,7 @@
 """What Dagster knows of the runs that the sensors asked for."""
 
+import datetime
+
 import dagster as dg
 
 from audio_assets.automation.jobs import prefix_job
@@ -22,6 +24,19 @@ def partitions_in_flight(instance: dg.DagsterInstance) -> set[str]:
     """Partitions that a run of `prefix_job` is at work on, or is queued for."""
     runs = instance.get_runs(filters=dg.RunsFilter(job_name=prefix_job.name, statuses=_IN_FLIGHT))
     return {run.tags[PARTITION_TAG] for run in runs if PARTITION_TAG in run.tags}
+
+
+def partitions_given_up(instance: dg.DagsterInstance, since: datetime.datetime) -> set[str]:
+    """Partitions whose latest run of `prefix_job` was made after ``since`` and failed, or was ended."""
+    given_up = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+    filters = dg.RunsFilter(job_name=prefix_job.name, statuses=given_up, created_after=since)
+    candidates = {run.tags[PARTITION_TAG] for run in instance.get_runs(filters=filters) if PARTITION_TAG in run.tags}
+    return {partition for partition in candidates if _latest_status(instance, partition) in given_up}
+
+
+def _latest_status(instance: dg.DagsterInstance, partition: str) -> dg.DagsterRunStatus | None:
+    filters = dg.RunsFilter(job_name=prefix_job.name, tags={PARTITION_TAG: partition})
+    return next((run.status for run in instance.get_runs(filters=filters, limit=1)), None)
 
 
 def has_run(instance: dg.DagsterInstance, run_key: str) -> bool:

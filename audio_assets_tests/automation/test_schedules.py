@@ -12,6 +12,8 @@ import pytest
 
 from audio_assets import schemas
 from audio_assets.automation import corpus_schedule, discover_schedule, nightly_schedule
+from audio_assets.automation.jobs import prefix_job
+from audio_assets.automation.runs import PARTITION_TAG
 from audio_assets.demo import demo_objects
 from audio_assets.demo_server import WeedServer
 from audio_assets.ingest.discovery import discover
@@ -22,6 +24,7 @@ from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
 from audio_assets.resources.home import HomeResource
 from audio_assets.settings import Home
 from audio_assets.storage.partition_files import PartitionStore
+from audio_assets.text.tokenize import tokenize
 from audio_assets_tests.ingest.conftest import remove_bucket
 
 CLIP = next(o.body for o in demo_objects() if o.key.endswith(".ogg"))
@@ -49,8 +52,11 @@ class Story:
         self.instance.add_dynamic_partitions(PARTITIONS_NAME, [p.partition for p in found])
         self.instance.report_runless_asset_event(dg.AssetMaterialization("r2_prefixes"))
 
-    def run(self, partition: str, status: str | None = "ok") -> None:
-        """What a run of the partition does; without a ``status`` it ends before anything is transcribed."""
+    def run(self, partition: str, status: str | None = "ok", *, words: bool = True) -> None:
+        """What a run of the partition does; without a ``status`` it ends before anything is transcribed.
+
+        Without ``words`` it ends before the transcripts are split into words.
+        """
         previous = self.store.read(schemas.RAW_AUDIO, [partition])
         prefix = prefix_for(partition)
         table = ingest_prefix(self.client, self.bucket, prefix, 1, Mirror(self.home.audio), previous).table
@@ -59,6 +65,8 @@ class Story:
             {
                 "id": r["id"],
                 "prefix": prefix,
+                "sha256": r["sha256"],
+                "transcription": f"text of {r['sha256']}",
                 "segments": [],
                 "flags": [],
                 "cached": False,
@@ -67,7 +75,10 @@ class Story:
             for r in table.to_pylist()
         ]
         if status is not None:
-            self.store.write(schemas.TRANSCRIPTS, schemas.TRANSCRIPTS.from_rows(made), partition)
+            table = schemas.TRANSCRIPTS.from_rows(made)
+            self.store.write(schemas.TRANSCRIPTS, table, partition)
+            if words:
+                self.store.write(schemas.TOKENS, tokenize(table), partition)
 
     def night(self) -> list[str]:
         """The partitions that the nightly schedule asks for."""
@@ -122,6 +133,43 @@ def test_a_night_asks_for_prefixes_with_unfinished_files(story: Story) -> None:
     story.run("lectures", status="deferred")
     story.run("talks", status=None)
     assert story.night() == ["lectures", "talks"]
+
+
+def test_a_night_asks_for_prefixes_whose_run_died_between_two_tables(story: Story) -> None:
+    story.put("calls/a.ogg", "lectures/b.ogg", "talks/c.ogg", "fine/d.ogg")
+    story.discover()
+    for partition in ("calls", "lectures", "talks", "fine"):
+        story.run(partition)
+    assert story.night() == []
+    # Overwritten and vanished since, and taken in; what was transcribed is of before.
+    story.client.put_object(Bucket=story.bucket, Key="calls/a.ogg", Body=CLIP + b"\0")
+    story.client.delete_object(Bucket=story.bucket, Key="lectures/b.ogg")
+    story.discover()
+    story.run("calls", status=None)
+    story.run("lectures", status=None)
+    story.client.put_object(Bucket=story.bucket, Key="talks/c.ogg", Body=CLIP + b"\0\0")
+    story.discover()
+    story.run("talks", words=False)
+    assert story.night() == ["calls", "lectures", "talks"]
+    for partition in ("calls", "lectures", "talks"):
+        story.run(partition)
+    assert story.night() == []
+
+
+def test_a_night_asks_for_prefixes_whose_latest_run_failed(story: Story) -> None:
+    story.put("calls/a.ogg", "lectures/b.ogg")
+    story.discover()
+    story.run("calls")
+    story.run("lectures")
+
+    def launched(partition: str, status: dg.DagsterRunStatus) -> None:
+        tags = {PARTITION_TAG: partition}
+        story.instance.add_run(dg.DagsterRun(job_name=prefix_job.name, status=status, tags=tags))
+
+    launched("calls", dg.DagsterRunStatus.FAILURE)
+    launched("lectures", dg.DagsterRunStatus.FAILURE)
+    launched("lectures", dg.DagsterRunStatus.SUCCESS)
+    assert story.night() == ["calls"]
 
 
 def test_a_prefix_that_vanished_is_asked_for_until_its_rows_say_so(story: Story) -> None:
