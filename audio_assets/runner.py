@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -486,6 +487,8 @@ def _choose_partitions(store: PartitionStore, wanted: Sequence[str]) -> list[tup
     with it; it cuts through a partition when it goes deeper.
     """
     depth = settings.load().audio_assets_prefix_depth
+    # Prefixes are in NFC; a terminal of macOS pastes NFD.
+    wanted = [unicodedata.normalize("NFC", w) for w in wanted]
     listed = store.read(schemas.R2_PREFIXES, columns=["prefix"]).column("prefix").to_pylist()
     # A prefix that vanished from the bucket is visited too: its rows become `gone`.
     stored = [prefix_for(p.partition) for p in store.partitions(schemas.RAW_AUDIO) if p.partition]

@@ -11,12 +11,15 @@ from audio_assets.automation.runs import MAX_RUN_REQUESTS, has_run, partitions_i
 from audio_assets.errors import AudioAssetsError
 from audio_assets.ingest.event_inbox import EventInbox
 from audio_assets.ingest.events import MalformedEvent, parse_event
+from audio_assets.ingest.selection import Selection
 from audio_assets.partitions import PARTITIONS_NAME, partition_key_for, prefix_of, prefix_partitions
 from audio_assets.resources.event_queue import BATCH_SIZE, EventQueueResource
 from audio_assets.resources.home import HomeResource
 from audio_assets.resources.r2 import R2Resource
 from audio_assets.settings import sensors_on
 from audio_assets.storage.atomic import crash_point
+
+_ANY_AUDIO = Selection()
 
 INTERVAL_S = 5
 """How often Dagster's daemon looks after sensors."""
@@ -47,8 +50,11 @@ def pull_events(
     bucket: str,
     depth: int,
     log: Callable[[str], None],
+    selection: Selection = _ANY_AUDIO,
 ) -> Pulled:
     """Move what lies in the queue to the inbox: pull, store, and only then acknowledge, batch by batch.
+
+    Events of objects that do not count by ``selection`` are ignored.
 
     Raises:
         SettingsError, EventQueueError: the queue refused, or did not answer. What was stored stays stored.
@@ -70,7 +76,7 @@ def pull_events(
                 malformed.append({"id": message.id, "reason": str(error), "attempts": message.attempts, "body": body})
                 log(f"message {message.id} is set aside in {inbox.malformed_file}: {error}")
                 continue
-            if event.is_audio:
+            if event.is_audio and selection.matches(event.key):
                 events.append((event.id, prefix_of(event.key, depth)))
             else:
                 pulled.ignored += 1
@@ -102,7 +108,7 @@ def r2_event_sensor(
     inbox = EventInbox(home.paths().sensors)
     failed: AudioAssetsError | None = None
     try:
-        pulled = pull_events(event_queue, inbox, r2.bucket_name(), home.depth(), context.log.warning)
+        pulled = pull_events(event_queue, inbox, r2.bucket_name(), home.depth(), context.log.warning, home.selection())
         if pulled.messages:
             context.log.info(str(pulled))
     except AudioAssetsError as error:

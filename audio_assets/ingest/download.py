@@ -139,7 +139,12 @@ def _once(
         received = _Received(part, most=max(found.size_bytes - 1, 0))
         try:
             answer = _request(client, bucket, found, received.size)
-            if received.size and not _goes_on(answer, received.size, found.size_bytes):
+            if answer.content_range and not _goes_on(answer, received.size, found.size_bytes):
+                # Neither the rest nor the whole: without our range the server has no reason to send a piece.
+                answer.body.close()
+                received.clear()
+                raise _RetryError(f"another piece was sent than was asked for ({answer.content_range[:60]})")
+            if received.size and not answer.content_range:
                 received.clear()
             with contextlib.closing(answer.body) as body:
                 _receive(body, received, found.size_bytes, cancelled, deadline)

@@ -333,7 +333,8 @@ def survey(
         skipped=skipped,
         todo=list(tasks),
         vanished={id for id in changes.vanished if options.wants(id)},
-        replaced={id for id in changes.replaced if _nfc(id) in taken},
+        # The row of an object that is spelled in another way now makes room for the new one.
+        replaced={id for id in [*changes.replaced, *changes.respelled.values()] if _nfc(id) in taken},
         passed_over=tally,
     )
 

@@ -6,7 +6,8 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from itertools import compress
+from functools import cache
+from itertools import compress, product
 from typing import Any, NamedTuple
 
 from audio_assets.errors import AudioAssetsError
@@ -141,8 +142,7 @@ def list_prefix(
     etags: list[str] = []
     sizes: list[int] = []
     modified: list[str] = []
-    # The prefix of a partition is in NFC; servers other than R2 keep keys in NFD apart, and list them apart.
-    spellings = dict.fromkeys((prefix, unicodedata.normalize("NFD", prefix)))
+    spellings = spellings_of(prefix)
     for spelling in spellings:
         for page in list_pages(client, bucket, spelling, delimiter=delimiter):
             inside = [is_audio(key) and prefix_of(key, depth) == prefix for key in page.keys]
@@ -155,11 +155,39 @@ def list_prefix(
             sizes += compress(page.sizes, inside)
             modified += compress(page.modified, inside)
     found = Listing(keys, etags, sizes, modified)
-    # Both spellings may be listed twice, and only the order of one listing is that of its keys.
+    # What is spelled in several ways may be listed twice, and only the order of one listing is that of its keys.
     places = sorted(range(len(keys)), key=keys.__getitem__)
     if len(spellings) > 1:
         places = [i for n, i in enumerate(places) if not n or keys[i] != keys[places[n - 1]]]
     return found if places == list(range(len(keys))) else found.at(places)
+
+
+def spellings_of(prefix: str) -> list[str]:
+    """The ways in which a prefix in NFC may be spelled in a bucket.
+
+    R2 makes NFC of every key. Other servers keep NFC and NFD apart and list them apart; so they do with the letters
+    of Indic and other scripts that NFC takes apart, as keyboards write them. Folders may have come from different
+    machines, so each is spelled in its own way; within one name ways do not mix.
+    """
+    ways = [dict.fromkeys((n, unicodedata.normalize("NFD", n), _put_together(n))) for n in prefix.split("/")]
+    return ["/".join(names) for names in product(*ways)]
+
+
+def _put_together(name: str) -> str:
+    """``name`` with the letters that have a code point of their own, which neither NFC nor NFD uses."""
+    if name.isascii():
+        return name
+    for apart, letter in _letters_apart().items():
+        name = name.replace(apart, letter)
+    return name
+
+
+@cache
+def _letters_apart() -> dict[str, str]:
+    """The letters that NFC takes apart, by what it makes of them."""
+    letters = map(chr, range(0x80, 0x10000))
+    apart = {unicodedata.normalize("NFC", letter): letter for letter in letters}
+    return {made: letter for made, letter in apart.items() if len(made) > 1}
 
 
 def discover_prefixes(objects: Iterable[RemoteObject], depth: int) -> list[PrefixListing]:

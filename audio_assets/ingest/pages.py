@@ -20,6 +20,8 @@ from audio_assets.ingest.remote_errors import translated
 
 _ROOT = "ListBucketResult"
 _PAGE = "AudioAssetsPage"
+_FULL_PAGE = 1000
+"""Entries of a page behind which there may be more."""
 _NOTHING_LEFT = f"<{_ROOT}/>".encode()
 
 _wanted = threading.local()
@@ -161,12 +163,22 @@ def _parsed(body: bytes) -> Page | None:
     folders = [e.findtext(space + "Prefix") or "" for e in root.iter(space + "CommonPrefixes")]
     if root.findtext(space + "EncodingType") == "url":
         keys, folders = _unquoted(keys), _unquoted(folders)
-    token = None
-    if (root.findtext(space + "IsTruncated") or "").strip().lower() == "true":
-        token = root.findtext(space + "NextContinuationToken")
-        if not token:
-            raise AudioAssetsError("the server ended the listing half-way: it names no next page; try again")
+    token = _next_token(
+        root.findtext(space + "IsTruncated"), root.findtext(space + "NextContinuationToken"), len(keys) + len(folders)
+    )
     return Page(keys, [etag.strip('"') for etag in etags], _numbers(sizes), modified, folders, token)
+
+
+def _next_token(is_truncated: str | None, token: str | None, entries: int) -> str | None:
+    """The token of the next page; None when there is none. What is taken for the last page decides what vanished."""
+    told = (is_truncated or "").strip().lower()
+    if told == "false":
+        return None
+    if token:
+        return token
+    if told or entries >= _FULL_PAGE:
+        raise AudioAssetsError("the server ended the listing half-way: it names no next page; try again")
+    return None
 
 
 def _numbers(sizes: list[str]) -> list[int]:

@@ -112,6 +112,16 @@ def test_events_of_files_that_are_not_audio_are_taken_off_the_queue_and_forgotte
     assert queue.left() == 0
 
 
+def test_events_of_objects_that_are_left_out_ask_for_nothing(
+    tick: Tick, queue: QueueServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUDIO_ASSETS_EXCLUDE", "drafts/*")
+    queue.notify(BUCKET, "drafts/a.wav")
+    queue.notify(BUCKET, "calls/a.wav")
+    assert list(requests(tick())) == ["calls"]
+    assert queue.left() == 0
+
+
 def test_an_acknowledgement_that_is_lost_makes_the_event_come_again_and_changes_nothing(
     tick: Tick, queue: QueueServer, instance: dg.DagsterInstance
 ) -> None:

@@ -25,8 +25,9 @@ class FaultyServer:
 
     A fault is an HTTP status, or one of ``short`` (fewer bytes than Content-Length says), ``short without length``,
     ``corrupt`` (same length, other bytes), ``reset`` (connection cut before an answer), ``overlong``, ``silence``
-    (no answer), ``stall`` (half of the body, then nothing), ``held`` (no answer before `held` is set). A `listing` is
-    sent as it is, instead of the true one; the listing ``silence`` never comes. With a `barrier`, no object is sent
+    (no answer), ``no range`` and ``other range`` (all of the body, or another piece than was asked for), ``stall``
+    (half of the body, then nothing), ``held`` (no answer before `held` is set). A `listing` is sent as it is, instead
+    of the true one; the listing ``silence`` never comes. With a `barrier`, no object is sent
     before enough requests for objects wait.
     """
 
@@ -147,6 +148,8 @@ class FaultyServer:
                 server.starts.append((key, start))
                 if fault == "no range":
                     start = 0
+                if fault == "other range":
+                    start = len(body) // 3
                 self.send_response(206 if start else 200)
                 if start:
                     self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")

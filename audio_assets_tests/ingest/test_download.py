@@ -161,6 +161,17 @@ def test_a_server_that_sends_everything_instead_of_the_rest_is_understood(
     assert mirror.path_for(KEY).read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("faults", [["other range"], ["short", "other range"]])
+def test_another_piece_than_was_asked_for_is_not_taken_for_the_beginning(
+    faulty: FaultyServer, faulty_client: Any, mirror: Mirror, faults: list[int | str]
+) -> None:
+    # The ETag of an upload in parts is no hash of the bytes: nothing else would notice.
+    faulty.put(KEY, CONTENT, etag="0123456789abcdef0123456789abcdef-2")
+    faulty.faults[KEY] = list(faults)
+    fetch(faulty_client, listed(faulty), mirror)
+    assert mirror.path_for(KEY).read_bytes() == CONTENT
+
+
 def test_the_rest_of_an_overwritten_object_is_never_mixed_with_old_bytes(
     faulty: FaultyServer, faulty_client: Any, mirror: Mirror
 ) -> None:

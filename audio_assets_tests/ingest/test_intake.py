@@ -93,6 +93,20 @@ def test_a_second_intake_fetches_nothing_and_says_the_same(
     assert second.table.equals(first.table)
 
 
+def test_an_object_that_is_spelled_in_another_way_now_has_one_row(
+    faulty: FaultyServer, faulty_client: Any, mirror: Mirror, speech: bytes
+) -> None:
+    def taken(key: str, previous: pa.Table | None) -> pa.Table:
+        faulty.objects.clear()
+        faulty.put(key, speech)
+        return ingest_prefix(faulty_client, "b", "calls/", 1, mirror, previous).table
+
+    first = taken("calls/Zoe\u0308.wav", None)
+    # Its file is lost, so that there is something to do.
+    mirror.path_for("calls/Zoe\u0308.wav").unlink()
+    assert statuses(taken("calls/Zo\u00eb.wav", first)) == {"calls/Zo\u00eb.wav": "ok"}
+
+
 def test_an_overwritten_object_alone_is_fetched_again(
     bucket: Bucket, mirror: Mirror, speech: bytes, tmp_path: Path
 ) -> None:

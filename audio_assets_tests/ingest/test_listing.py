@@ -115,6 +115,25 @@ def test_nfc_and_nfd_spellings_of_a_folder_are_one_partition(odd_server: str) ->
     client.close()
 
 
+def test_folders_are_found_however_their_names_are_spelled(odd_server: str) -> None:
+    """NFC takes some letters apart, which keyboards write as one; and folders came from different machines."""
+    client = plain_client(odd_server)
+    client.create_bucket(Bucket="letters")
+    keys = [
+        "\u09a2\u09be-\u09dc/a.wav",
+        "\u0915\u093f-\u0958/b.wav",
+        "Zo\u00eb/Zoe\u0308/c.wav",
+        "Zoe\u0308/Zo\u00eb/d.wav",
+    ]
+    for key in keys:
+        client.put_object(Bucket="letters", Key=key, Body=b"x")
+    prefixes = discover_prefixes(list_objects(client, "letters"), 2)
+    assert len(prefixes) == 3
+    found = [o.key for p in prefixes for o in list_prefix(client, "letters", p.prefix, 2)]
+    assert sorted(found) == sorted(keys)
+    client.close()
+
+
 def test_a_missing_bucket_names_its_setting(bucket: Bucket) -> None:
     with pytest.raises(SettingsError, match="R2_BUCKET 'not-there' does not exist"):
         list(list_objects(bucket.client, "not-there"))

@@ -122,6 +122,9 @@ PAGE = "<ListBucketResult><IsTruncated>{}</IsTruncated>{}</ListBucketResult>"
         (PAGE.format("true", ""), "ended the listing half-way"),
         (PAGE.format("true", "<NextContinuationToken>same</NextContinuationToken>"), "goes in circles"),
         (PAGE.format("false", "<Contents><Key>a.wav</Key></Contents>"), "without key, ETag, size or time"),
+        (PAGE.format("", ENTRY.format(1) * 1000), "ended the listing half-way"),
+        (PAGE.format("perhaps", ENTRY.format(1)), "ended the listing half-way"),
+        (PAGE.format("", "<NextContinuationToken>same</NextContinuationToken>"), "goes in circles"),
         (PAGE.format("false", ENTRY.format("409+")), "a size that is none"),
         (PAGE.format("false", ENTRY.format("-1")), "a size that is none"),
     ],
@@ -132,6 +135,12 @@ def test_a_listing_that_is_not_whole_is_an_error_and_never_taken_for_all_there_i
     faulty.listing = listing
     with pytest.raises(AudioAssetsError, match=reason):
         list(list_pages(faulty_client, "b"))
+
+
+def test_a_server_that_does_not_say_whether_more_follows_is_believed_on_a_short_page() -> None:
+    page = parse_page(PAGE.format("", ENTRY.format(1)).encode())
+    assert page is not None
+    assert (page.keys, page.next_token) == (["a"], None)
 
 
 @pytest.mark.parametrize("told", ["", "yesterday", "2026-99-02T03:04:05Z", "9" * 400])
