@@ -359,10 +359,11 @@ class PartitionStore:
         try:
             with self._place.open(path) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
                 _check_belongs(file, table, partition, uri)
+                _check_columns(file, table)
                 yield file
         except (FileNotFoundError, StorageError, SettingsError):
             raise
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError, _DamagedError) as error:
             raise DamagedFileError(
                 f"{uri}: not a readable Parquet file ({first_line(error)}); run `audio-assets verify --repair`: it"
                 " restores the rows from the warehouse, or sets the file aside"
@@ -386,11 +387,11 @@ class PartitionStore:
         try:
             with self._place.open(path) as source, pq.ParquetFile(source) as file:
                 stored = (file.metadata.metadata or {}).get(PARTITION_KEY)
+            return stored.decode("utf-8", "surrogatepass") if stored is not None else None
         except FileNotFoundError:
             raise
-        except (pa.ArrowException, OSError):
+        except (pa.ArrowException, OSError, UnicodeDecodeError):
             return None
-        return stored.decode("utf-8", "surrogatepass") if stored is not None else None
 
     def _row_counter(self, table: schemas.Table, partition: str | None) -> Callable[[], int]:
         def count() -> int:
@@ -586,6 +587,21 @@ def _check_belongs(file: pq.ParquetFile, table: schemas.Table, partition: str | 
             f"{uri}: holds partition {key!r} of table {metadata[TABLE_KEY].decode()}, so it was moved here;"
             " move it back or delete it"
         )
+
+
+class _DamagedError(Exception):
+    """What a file says of itself does not fit."""
+
+
+def _check_columns(file: pq.ParquetFile, table: schemas.Table) -> None:
+    """Compare the columns with those of the schema that the file was written under, if that is today's.
+
+    The end of a file, which names its columns, has no checksum: one whose name is damaged would read as missing, which
+    in a file of an older schema is null.
+    """
+    schema, version = _schema(table)
+    if (file.metadata.metadata or {}).get(SCHEMA_KEY) == version and not file.schema_arrow.equals(schema):
+        raise _DamagedError("its columns are not those that it was written with")
 
 
 def _read(file: pq.ParquetFile, shape: schemas.Table) -> pa.Table:

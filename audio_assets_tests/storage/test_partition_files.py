@@ -277,6 +277,35 @@ def test_a_file_that_is_no_partition_is_named_and_the_others_are_read(store: Par
     assert set(data.column("prefix").to_pylist()) == {"b/", "c/"}
 
 
+@pytest.mark.parametrize("name", ["transcription", "segments", "start_s", "flags", "error"])
+def test_a_damaged_name_of_a_column_is_no_column_that_is_missing(store: PartitionStore, name: str) -> None:
+    """The end of a Parquet file has no checksum, and a column that an older file lacks reads as null."""
+    store.write(TRANSCRIPTS, transcripts("a/", {"a/1": "said"}), "a")
+    (path,) = store.partitions(TRANSCRIPTS)
+    file = Path(path.uri)
+    data = bytearray(file.read_bytes())
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    data[data.index(name.encode(), footer)] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(StorageError, match=r"not a readable Parquet file .*audio-assets verify --repair"):
+        store.read(TRANSCRIPTS, ["a"])
+
+
+def test_a_damaged_name_of_a_partition_is_named_and_the_others_are_read(store: PartitionStore) -> None:
+    long = "\u9577" * 60
+    store.write(TRANSCRIPTS, transcripts(long, {"1": "said"}), long)
+    store.write(TRANSCRIPTS, transcripts("a/", {"a/1": "said"}), "a")
+    (path,) = (p for p in store.partitions(TRANSCRIPTS) if p.partition == long)
+    file = Path(path.uri)
+    data = bytearray(file.read_bytes())
+    at = data.rindex(long.encode())
+    data[at] = 0xFF
+    file.write_bytes(data)
+    scan = store.scan(TRANSCRIPTS)
+    assert [f.partition for f in scan.files] == ["a"]
+    assert [bad.uri for bad in scan.unreadable] == [str(file)]
+
+
 def test_a_file_with_a_name_that_is_no_partitions_is_named(store: PartitionStore) -> None:
     store.write(TRANSCRIPTS, transcripts("a/", {"x": "text"}), "a")
     stray = Path(store.root, "transcripts", "Copy of a.parquet")
