@@ -382,9 +382,7 @@ def audiofolder(prefixes: tuple[str, ...], include_flagged: bool, as_json: bool)
     from audio_assets.resources.stages import supply_of
 
     with supply_of(HomeResource(), R2Resource()) as supply:
-        written = write_audiofolder(
-            settings.home(), prefixes, include_flagged=include_flagged, bring=lambda key: supply.bring(key)
-        )
+        written = write_audiofolder(settings.home(), prefixes, include_flagged=include_flagged, bring=supply.bring)
     if as_json:
         click.echo(json.dumps(written.as_dict(), ensure_ascii=False))
     else:

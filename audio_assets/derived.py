@@ -16,6 +16,7 @@ from typing import Any
 
 from audio_assets import schemas, settings
 from audio_assets.errors import FileError, InvalidAudio, StorageError
+from audio_assets.ingest.intake import IntakeOptions
 from audio_assets.ingest.mirror import Mirror
 from audio_assets.speech.compress import encode_flac
 from audio_assets.speech.decode import AudioStream
@@ -32,7 +33,7 @@ MIN_SEGMENT_S = 0.1
 MAX_SEGMENT_S = 30.0
 """What Whisper hears at once, and the longest clip that its training recipes take."""
 
-_COLUMNS = ["id", "prefix", "transcription", "language", "segments", "flags", "status"]
+_COLUMNS = ["id", "prefix", "sha256", "transcription", "language", "segments", "flags", "status"]
 
 
 @dataclass
@@ -106,7 +107,7 @@ def write_audiofolder(
     prefixes: Sequence[str] = (),
     *,
     include_flagged: bool = False,
-    bring: Callable[[str], AbstractContextManager[None]] = lambda key: nullcontext(),
+    bring: Callable[[str, str | None], AbstractContextManager[None]] = lambda key, sha256: nullcontext(),
 ) -> Written:
     """Write ``exports/audiofolder``: a 16 kHz mono FLAC for each segment, and ``metadata.jsonl`` with its text.
 
@@ -116,7 +117,8 @@ def write_audiofolder(
         home: where mirror, tables and exports are.
         prefixes: only keys that start with one of these; all when empty.
         include_flagged: also transcripts and segments that carry a flag, which teach a model what is wrong in them.
-        bring: entered while the recording of a key is read; has it in the mirror, or raises a `FileError`.
+        bring: entered while the recording of a key and a SHA-256 is read; has it in the mirror, or raises a
+            `FileError`. Another version of it would be cut at the wrong places.
 
     Raises:
         BusyError: another process writes it.
@@ -137,7 +139,7 @@ def write_audiofolder(
                         written.left_out.append((row["id"], "no segment with times and text"))
                     continue
                 try:
-                    with bring(row["id"]):
+                    with bring(row["id"], row["sha256"]):
                         for n, (segment, samples) in enumerate(_cut(mirror.path_for(row["id"]), wanted), 1):
                             clip = fresh / clip_name(row["id"], n)
                             clip.parent.mkdir(parents=True, exist_ok=True)
@@ -195,11 +197,12 @@ def forget(home: settings.Home, keys: Sequence[str]) -> None:
 def _rows(home: settings.Home, prefixes: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The finished transcripts, one partition at a time."""
     store = PartitionStore(home.record)
+    wants = IntakeOptions(key_prefixes=tuple(prefixes)).wants
     for file in store.partitions(schemas.TRANSCRIPTS):
         if file.partition is None:
             continue
         for row in store.read(schemas.TRANSCRIPTS, [file.partition], _COLUMNS).to_pylist():
-            if row["status"] == "ok" and (not prefixes or row["id"].startswith(tuple(prefixes))):
+            if row["status"] == "ok" and wants(row["id"]):
                 yield row
 
 

@@ -1,5 +1,6 @@
 """Subtitles and the labelled folder, from the demonstration's recordings and from keys that try to escape."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from audio_assets import cli, derived, schemas
 from audio_assets.derived import write_audiofolder, write_subtitles
 from audio_assets.errors import BusyError
 from audio_assets.ingest.mirror import Mirror
+from audio_assets.ingest.supply import Supply
 from audio_assets.settings import Home
 from audio_assets.storage.atomic import replacing_directory
 from audio_assets.storage.partition_files import PartitionStore
@@ -191,3 +193,17 @@ def test_an_empty_corpus_gives_empty_folders(home: Home) -> None:
     folder = write_audiofolder(home)
     assert (srt.files, folder.files) == (0, 0)
     assert labels(folder.directory) == []
+
+
+def test_another_version_of_a_recording_is_not_cut(home: Home) -> None:
+    record(home, "x/a.flac", 5.0)
+    record(home, "x/b.flac", 5.0)
+    sha256 = hashlib.sha256((home.audio / "x" / "a.flac").read_bytes()).hexdigest()
+    rows = [transcript_row(key, [(0.5, 2.0, "one")]) for key in ("x/a.flac", "x/b.flac")]
+    store(home, [rows[0] | {"sha256": sha256}, rows[1] | {"sha256": "0" * 64}])
+    supply = Supply(Mirror(home.audio), None, lambda: pytest.fail("nothing is to be fetched"))
+
+    written = write_audiofolder(home, bring=supply.bring)
+
+    assert [row["id"] for row in labels(written.directory)] == ["x/a.flac"]
+    assert dict(written.left_out)["x/b.flac"].startswith("the object has changed since it was taken in")
