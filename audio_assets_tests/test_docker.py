@@ -38,3 +38,12 @@ def test_every_requirements_file_that_an_image_is_made_of_reaches_the_build() ->
 
 def test_secrets_and_data_do_not_reach_the_build() -> None:
     assert [name for name in (".env", ".git", "data", ".venv") if reaches_the_build(name)] == []
+
+
+def test_a_copy_of_the_example_file_leaves_alone_what_the_image_sets() -> None:
+    # `docker run --env-file` hands over every line, empty values too, and goes before ENV.
+    [environment] = [line for line in DOCKERFILE.splitlines() if line.startswith("ENV ")]
+    set_by_the_image = {word.partition("=")[0] for word in shlex.split(environment)[1:]}
+    example = (ROOT / ".env.example").read_text(encoding="utf-8")
+    assert "AUDIO_ASSETS_HOME" in set_by_the_image
+    assert set_by_the_image & set(re.findall(r"^([A-Z][A-Z0-9_]+)=", example, re.MULTILINE)) == set()
