@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from audio_assets.errors import SettingsError
-from audio_assets.settings import Home
+from audio_assets.settings import Home, expanded
 from audio_assets.storage import atomic
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def ensure_dagster_home(home: Home) -> Path:
         SettingsError: the directory cannot be made or written.
     """
     configured = os.environ.get("DAGSTER_HOME")
-    directory = Path(configured).expanduser() if configured else home.dagster
+    directory = expanded(configured, "DAGSTER_HOME") if configured else home.dagster
     if not directory.is_absolute():
         raise SettingsError(f"DAGSTER_HOME={configured!r} is not an absolute path; Dagster needs one")
     try:

@@ -222,15 +222,33 @@ def home(settings: Settings | None = None) -> Home:
 
 
 def home_at(place: str | Path) -> Home:
-    """The home at a directory, or in a bucket with copies in ``AUDIO_ASSETS_SCRATCH``."""
+    """The home at a directory, or in a bucket with copies in ``AUDIO_ASSETS_SCRATCH``.
+
+    Raises:
+        SettingsError: a path begins with the name of a user that there is not.
+    """
     text = str(place)
     if "://" not in text:
-        return Home(Path(text).expanduser().absolute())
-    scratch = load().audio_assets_scratch or Path("~/.cache/audio_assets")
+        return Home(expanded(text, "AUDIO_ASSETS_HOME").absolute())
+    scratch = expanded(load().audio_assets_scratch or "~/.cache/audio_assets", "AUDIO_ASSETS_SCRATCH")
     parts = urlsplit(text)
     # One directory for each: copies of two buckets must not mix. The URL may hold a secret, so its name is a hash.
     name = hashlib.sha256(f"{parts.hostname}/{parts.path}?{parts.query}".encode()).hexdigest()[:16]
-    return Home(scratch.expanduser().absolute() / name, text)
+    return Home(scratch.absolute() / name, text)
+
+
+def expanded(path: str | Path, variable: str) -> Path:
+    """``path``, the value of ``variable``, with a leading ``~`` or ``~user`` written out.
+
+    Raises:
+        SettingsError: there is no such user, or nobody knows where its home directory is.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise SettingsError(
+            f"{variable} {str(path)!r}: nobody knows where {Path(path).parts[0]} is; write the path in full"
+        ) from None
 
 
 def below(url: str, folder: str) -> str:
@@ -247,7 +265,7 @@ def load() -> Settings:
     """The environment and ``.env`` as they are now. What is given is shared: not to be changed.
 
     Raises:
-        SettingsError: a variable is set to something it cannot be; the message names it.
+        SettingsError: a variable is set to something it cannot be, or ``.env`` cannot be read; the message names it.
     """
     try:
         file = Path(".env").stat()
@@ -269,6 +287,15 @@ def _load(directory: str, written: object, environment: tuple[tuple[str, str], .
         name = str(first["loc"][0]).upper()
         raise SettingsError(
             f"{name}: {first['msg']} (got {first['input']!r}); correct it in the environment or .env"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise SettingsError(
+            f"{Path(directory, '.env')} is not UTF-8: byte {error.start + 1} is 0x{error.object[error.start]:02x}; "
+            "save it as UTF-8"
+        ) from None
+    except OSError as error:
+        raise SettingsError(
+            f"{Path(directory, '.env')} cannot be read ({error.strerror}); correct its permissions"
         ) from None
 
 

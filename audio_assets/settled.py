@@ -236,7 +236,8 @@ def _made_with(options: IntakeOptions) -> str | None:
 def _stamp(path: str | None) -> list[int] | None:
     try:
         status = Path(path).expanduser().stat() if path else None
-    except OSError:
+    except (OSError, RuntimeError):
+        # No such file, or no such user.
         return None
     return None if status is None else [status.st_size, status.st_mtime_ns]
 

@@ -1,6 +1,8 @@
 """Settings from the environment and .env, and Dagster's home."""
 
 import os
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +13,7 @@ from audio_assets import settings
 from audio_assets.dagster_home import ensure_dagster_home
 from audio_assets.errors import SettingsError
 from audio_assets.resources.home import HomeResource
+from audio_assets.resources.whisper import WhisperResource
 from audio_assets.settings import Home
 from audio_assets.storage import atomic
 
@@ -36,6 +39,27 @@ def test_a_value_of_the_wrong_kind_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("AUDIO_ASSETS_PREFIX_DEPTH", "two")
     with pytest.raises(SettingsError, match=r"^AUDIO_ASSETS_PREFIX_DEPTH: .*'two'"):
         settings.load()
+
+
+def test_a_dot_env_that_is_not_utf_8_is_named_and_the_definitions_load(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes("R2_BUCKET=café\n".encode("latin-1"))
+    with pytest.raises(SettingsError, match=rf"^{tmp_path}/\.env is not UTF-8: byte 14 is 0xe9; save it as UTF-8$"):
+        settings.load()
+    code = "import audio_assets.definitions"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("variable", ["AUDIO_ASSETS_HOME", "AUDIO_ASSETS_SCRATCH", "DAGSTER_HOME", "WHISPER_MODEL"])
+def test_the_home_directory_of_a_user_that_there_is_not_is_named(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "~nobody9/x")
+    if variable == "AUDIO_ASSETS_SCRATCH":
+        monkeypatch.setenv("AUDIO_ASSETS_HOME", "s3://bucket/folder")
+    with pytest.raises(SettingsError, match=rf"^{variable} '~nobody9/x': nobody knows where ~nobody9 is"):
+        ensure_dagster_home(settings.home())
+        WhisperResource(engine="local").create_engine()
 
 
 def test_secrets_are_not_in_the_settings_repr(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,9 @@ from audio_assets.errors import SettingsError
 
 Result = TypeVar("Result")
 
+LAST_PORT = 65_535
+"""The greatest number of a TCP port."""
+
 _lock = threading.Lock()
 _meters: dict[str, Any] = {}
 
@@ -40,18 +43,16 @@ def _start(address: str) -> dict[str, Any]:
     with _lock:
         if _meters:
             return _meters
+        host, port = _host_and_port(address)
         try:
             import prometheus_client as prometheus
         except ImportError:
             raise SettingsError(
                 "AUDIO_ASSETS_METRICS is set, and prometheus-client is not installed; `pip install 'audio-assets[ray]'`"
             ) from None
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdigit():
-            raise SettingsError(f"AUDIO_ASSETS_METRICS {address!r} is no address; write it like 127.0.0.1:9464")
         registry = prometheus.CollectorRegistry()
         try:
-            prometheus.start_http_server(int(port), addr=host, registry=registry)
+            prometheus.start_http_server(port, addr=host, registry=registry)
         except OSError as error:
             # Another run of this machine has the address; its figures are not this one's, and no reason to stop.
             logging.getLogger(__name__).warning("metrics at %s: %s; this run shows none", address, error.strerror)
@@ -64,6 +65,13 @@ def _start(address: str) -> dict[str, Any]:
         ):
             _meters[name] = kind(f"audio_assets_{name}", told, labels, registry=registry)
         return _meters
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > LAST_PORT:
+        raise SettingsError(f"AUDIO_ASSETS_METRICS {address!r} is no address; write it like 127.0.0.1:9464")
+    return host, int(port)
 
 
 class _Metered(Generic[Result]):

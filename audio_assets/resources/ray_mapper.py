@@ -101,13 +101,15 @@ def connect() -> Any:
 def _reach(address: str) -> None:
     """See whether somebody listens: Ray itself would ask for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if address in ("auto", "local") or not colon or not port.isdigit():
+    if address in ("auto", "local") or not colon or not port.isdecimal():
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), REACH_S).close()
-    except OSError as error:
+    except (OSError, OverflowError) as error:
+        # A port over 65535 is an overflow.
+        reason = getattr(error, "strerror", None) or error
         raise SettingsError(
-            f"RAY_ADDRESS {address}: nobody answers there ({error.strerror or error}); start the cluster"
+            f"RAY_ADDRESS {address}: nobody answers there ({reason}); start the cluster"
             " (`ray start --head`), or correct the address"
         ) from None
 

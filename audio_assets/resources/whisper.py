@@ -6,7 +6,6 @@ import threading
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 from dagster import ConfigurableResource, InitResourceContext
@@ -139,7 +138,7 @@ class WhisperResource(Travelling, ConfigurableResource):  # type: ignore[type-ar
         if self.engine_name() == "openai":
             return {**asdict(self._openai_options()), "api_key": None}
         options = self._local_options()
-        directory = Path(options.model).expanduser()
+        directory = settings.expanded(options.model, "WHISPER_MODEL")
         weights = weights_identity(directory) if (directory / "model.bin").is_file() else None
         return {**asdict(options), "weights": weights}
 

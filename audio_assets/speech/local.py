@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from audio_assets.errors import FileError, FileFailed, SettingsError
+from audio_assets.settings import expanded
 from audio_assets.speech.engine import Clip, ClipResult, Timings, WindowPlan, fingerprint_of
 from audio_assets.speech.packing import PackedWhisper, PackingOptions
 
@@ -128,7 +129,7 @@ def load_model(options: LocalOptions, workers: int) -> LoadedModel:
     from faster_whisper import WhisperModel
     from faster_whisper.utils import download_model
 
-    path = Path(options.model).expanduser()
+    path = expanded(options.model, "WHISPER_MODEL")
     if path.is_dir() or options.model.startswith((os.sep, ".", "~")):
         missing = [n for n in ("model.bin", "config.json", "tokenizer.json") if not (path / n).is_file()]
         if missing:

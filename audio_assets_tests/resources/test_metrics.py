@@ -67,11 +67,11 @@ def test_a_run_shows_throughput_queue_failures_and_cost(address: str) -> None:
     assert read(address)['audio_assets_files_waiting{stage="Listen"}'] == 0
 
 
-def test_an_address_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("prometheus_client", reason="prometheus-client comes with the extra `ray`: make cluster-test")
+@pytest.mark.parametrize("address", ["somewhere", "127.0.0.1:", "127.0.0.1:http", "127.0.0.1:99999", "127.0.0.1:-1"])
+def test_an_address_that_is_none_is_named(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "_meters", {})
-    monkeypatch.setenv("AUDIO_ASSETS_METRICS", "somewhere")
-    with pytest.raises(SettingsError, match="AUDIO_ASSETS_METRICS 'somewhere' is no address"):
+    monkeypatch.setenv("AUDIO_ASSETS_METRICS", address)
+    with pytest.raises(SettingsError, match=f"AUDIO_ASSETS_METRICS '{address}' is no address"):
         MapperResource().map(Listen(TokenizeOptions(), None), [0])  # type: ignore[type-var]
 
 
