@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import sqlite3
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from audio_assets.errors import SettingsError
+from audio_assets.errors import AudioAssetsError, SettingsError, StorageError, machine_trouble
 from audio_assets.settings import Home, expanded
 from audio_assets.storage import atomic
 
@@ -79,15 +82,70 @@ def open_instance(home: Home) -> DagsterInstance:
     the other.
 
     Raises:
-        SettingsError: the directory cannot be made or written.
+        SettingsError: the directory cannot be made or written, or its ``dagster.yaml`` is wrong.
+        StorageError: a database of Dagster's is damaged or cannot be reached.
     """
-    import dagster as dg
     from filelock import FileLock, Timeout
 
     directory = ensure_dagster_home(home)
-    with suppress(Timeout), FileLock(directory / ".opening.lock", timeout=_OPENING_S):
+    with state_faults(), suppress(Timeout), FileLock(directory / ".opening.lock", timeout=_OPENING_S):
+        return _opened(directory)
+    with state_faults():
+        return _opened(directory)
+
+
+def _opened(directory: Path) -> DagsterInstance:
+    import dagster as dg
+    from dagster._check import CheckError
+    from yaml import YAMLError
+
+    try:
         return dg.DagsterInstance.get()
-    return dg.DagsterInstance.get()
+    except (YAMLError, UnicodeDecodeError, dg.DagsterError, CheckError) as error:
+        # What Dagster expects instead is pages.
+        reason = " ".join(str(error).partition("Expected: ")[0].split()).removesuffix(".")[:300]
+        raise SettingsError(
+            f"{directory / 'dagster.yaml'}: {reason}; correct it, or remove it and audio-assets writes its own"
+        ) from None
+
+
+@contextmanager
+def state_faults() -> Iterator[None]:
+    """Say in one line what keeps Dagster from reading its state in ``DAGSTER_HOME``.
+
+    Raises:
+        StorageError: a database is damaged or cannot be reached, or the disk refuses.
+    """
+    from sqlalchemy.exc import DBAPIError
+
+    directory = Path(os.environ["DAGSTER_HOME"])
+    try:
+        yield
+    except DBAPIError as error:
+        damaged = next((file for file in sorted(directory.rglob("*.db")) if _is_damaged(file)), None)
+        if damaged is not None:
+            raise StorageError(
+                f"{damaged}: this database of Dagster's is damaged; move it away and Dagster begins a new one. It "
+                "holds what Dagster noted of runs, and no transcripts"
+            ) from None
+        reason = " ".join(str(error.orig).split())[:300]
+        raise StorageError(f"Dagster's state in {directory} cannot be read: {reason}; run again when it can") from None
+    except OSError as error:
+        trouble = machine_trouble(error)
+        if trouble is None:
+            raise
+        raise trouble from None
+
+
+def _is_damaged(database: Path) -> bool:
+    """Whether SQLite cannot read a file. One that somebody has locked is not damaged."""
+    try:
+        with closing(sqlite3.connect(database.as_uri() + "?mode=ro", uri=True)) as connection:
+            return bool(connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",))
+    except sqlite3.OperationalError:
+        return False
+    except sqlite3.DatabaseError:
+        return True
 
 
 def package_version() -> str:
@@ -102,5 +160,9 @@ if __name__ == "__main__":
     # `make dev` asks where Dagster's state is, so that it and the command line share it.
     from audio_assets.settings import home
 
-    with open_instance(home()):
-        print(os.environ["DAGSTER_HOME"])  # noqa: T201
+    try:
+        with open_instance(home()):
+            print(os.environ["DAGSTER_HOME"])  # noqa: T201
+    except AudioAssetsError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(error.exit_code)

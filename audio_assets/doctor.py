@@ -8,10 +8,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from audio_assets import dead_runs, settings
 from audio_assets.errors import AudioAssetsError
+from audio_assets.partitions import PARTITIONS_NAME
 from audio_assets.storage.atomic import remove_stale_temps
+
+if TYPE_CHECKING:
+    import dagster as dg
 
 LOW_DISK_BYTES = 2_000_000_000
 STALE_AFTER_S = 86_400.0
@@ -62,12 +67,15 @@ def fix() -> list[str]:
         One line for each thing that was mended.
 
     Raises:
-        SettingsError: the home cannot be written.
+        SettingsError: the home cannot be written, or Dagster's configuration is wrong.
+        StorageError: a database of Dagster's is damaged.
     """
-    from audio_assets.dagster_home import open_instance
+    from audio_assets.dagster_home import open_instance, state_faults
 
     home = settings.home()
-    mended = dead_runs.end(open_instance(home))
+    instance = open_instance(home)
+    with state_faults():
+        mended = dead_runs.end(instance)
     for folder in sorted({path.parent for path in home.root.rglob(".*.tmp*")}):
         mended += [f"{path}: temporary file of a killed run, removed" for path in remove_stale_temps(folder)]
     return mended
@@ -111,12 +119,19 @@ def _home(home: settings.Home) -> Finding:
 
 
 def _dagster(home: settings.Home) -> Finding:
-    import dagster as dg
-
-    from audio_assets.dagster_home import open_instance
+    from audio_assets.dagster_home import open_instance, state_faults
 
     instance = open_instance(home)
+    with state_faults():
+        return _runs(instance)
+
+
+def _runs(instance: dg.DagsterInstance) -> Finding:
+    import dagster as dg
+
     directory = os.environ["DAGSTER_HOME"]
+    # The events, and the partitions with them, have a database of their own.
+    instance.get_dynamic_partitions(PARTITIONS_NAME)
     dead = dead_runs.find(instance)
     if dead:
         return Finding(

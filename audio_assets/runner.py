@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from audio_assets import dead_runs, interrupts, schemas, settings
-from audio_assets.dagster_home import open_instance
+from audio_assets.dagster_home import open_instance, state_faults
 from audio_assets.errors import AudioAssetsError, BusyError, SettingsError, StorageError
 from audio_assets.forget import Forgetting
 from audio_assets.ingest.intake import IntakeOptions
@@ -248,7 +248,8 @@ class _Pipeline:
         _allow_open_files()
         self.instance = open_instance(self.home)
         # A run that was killed would count as running for ever, and hold its place in the queue.
-        dead_runs.end(self.instance)
+        with state_faults():
+            dead_runs.end(self.instance)
         self.last_run = ""
         self.definitions = build_definitions(progress=progress, home=self.resource)
         if not options.verbose:

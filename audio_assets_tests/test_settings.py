@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from audio_assets import settings
-from audio_assets.dagster_home import ensure_dagster_home
-from audio_assets.errors import SettingsError
+from audio_assets import doctor, settings
+from audio_assets.dagster_home import ensure_dagster_home, open_instance
+from audio_assets.errors import SettingsError, StorageError
+from audio_assets.partitions import PARTITIONS_NAME
 from audio_assets.resources.home import HomeResource
 from audio_assets.resources.whisper import WhisperResource
 from audio_assets.settings import Home
@@ -94,6 +95,45 @@ def test_a_dagster_home_of_the_users_own_is_used_and_its_configuration_kept(
     monkeypatch.setenv("DAGSTER_HOME", str(theirs))
     assert ensure_dagster_home(home) == theirs
     assert (theirs / "dagster.yaml").read_text(encoding="utf-8") == "telemetry:\n  enabled: false\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("telemetry: [", "line 1"),
+        ("telemetryy:\n  enabled: false\n", 'unexpected config entry "telemetryy"'),
+        ("- telemetry\n", "to parse to dictionary"),
+        ("telemetry:\n  enabled: caf\xe9\n", "can't decode byte 0xe9"),
+    ],
+)
+def test_a_dagster_yaml_that_is_wrong_is_named(
+    home: Home, monkeypatch: pytest.MonkeyPatch, text: str, reason: str
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", "")
+    home.dagster.mkdir(parents=True)
+    (home.dagster / "dagster.yaml").write_text(text, encoding="latin-1")
+    with pytest.raises(SettingsError, match=f"^{home.dagster}/dagster.yaml: .*{reason}.*; correct it"):
+        open_instance(home)
+    [finding] = [f for f in doctor.diagnose() if f.subject == "dagster"]
+    assert (finding.state, "dagster.yaml" in finding.text, "\n" in finding.text) == ("wrong", True, False)
+
+
+@pytest.mark.parametrize("database", ["history/runs.db", "history/runs/index.db", "schedules/schedules.db"])
+def test_a_damaged_database_of_dagsters_is_named_and_a_new_one_takes_its_place(
+    home: Home, monkeypatch: pytest.MonkeyPatch, database: str
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", "")
+    with open_instance(home) as instance:
+        instance.add_dynamic_partitions(PARTITIONS_NAME, ["a"])
+    damaged = home.dagster / database
+    damaged.write_bytes(b"no database at all" * 300)
+    [finding] = [f for f in doctor.diagnose() if f.subject == "dagster"]
+    assert (finding.state, finding.text.partition(": ")[0]) == ("wrong", str(damaged))
+    with pytest.raises(StorageError, match=f"^{damaged}: .* is damaged; move it away"):
+        doctor.fix()
+    damaged.unlink()
+    [finding] = [f for f in doctor.diagnose() if f.subject == "dagster"]
+    assert finding.state == "ok"
 
 
 def test_a_home_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
