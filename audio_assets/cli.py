@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from audio_assets import interrupts
-from audio_assets.errors import AudioAssetsError, StorageError
+from audio_assets.errors import AudioAssetsError, StorageError, machine_trouble
 
 EXIT_FILES_FAILED = 3
 FORMATS = ["json", "parquet", "sqlite", "duckdb"]
@@ -542,13 +542,23 @@ def _guarded(command: Callable[[], Any]) -> int:
         error.show()
         return error.exit_code
     except AudioAssetsError as error:
-        from audio_assets.terminal import say_error
-
-        say_error(str(error))
-        return error.exit_code
+        return _said(error)
     except (KeyboardInterrupt, click.Abort):
         return interrupts.conclude()
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); stay silent at exit too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        trouble = machine_trouble(error)
+        if trouble is None:
+            raise
+        return _said(trouble)
+
+
+def _said(error: AudioAssetsError) -> int:
+    """Show an error on one line; its exit code."""
+    from audio_assets.terminal import say_error
+
+    say_error(str(error))
+    return error.exit_code

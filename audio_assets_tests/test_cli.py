@@ -1,5 +1,6 @@
 """``audio-assets``: every flag has its effect; mistakes get one line and the right exit code."""
 
+import errno
 import importlib
 import json
 import re
@@ -263,6 +264,31 @@ class TestMistakes:
             done = audio_assets("run", "--skip-ingestion", cwd=home.root, environment=_local_environment(home))
         assert done.returncode == BusyError.exit_code
         assert "best-of-times" in done.stderr
+
+    @pytest.mark.parametrize(("command", "directory"), [("export", "exports"), ("report", "report")])
+    def test_a_directory_that_cannot_be_made_is_named(
+        self, command: str, directory: str, home: Home, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        home.root.mkdir(parents=True)
+        (home.root / directory).write_text("a file is in its place")
+        with pytest.raises(SystemExit) as stop:
+            cli.main([command])
+        assert stop.value.code == 1
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {home.root / directory}: ")
+        assert "File exists" in line
+
+    def test_a_disk_that_refuses_is_one_line_wherever_it_does(
+        self, home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def refuse(*_: Any) -> None:
+            raise OSError(errno.EROFS, "Read-only file system", str(home.locks))
+
+        monkeypatch.setattr("audio_assets.doctor.diagnose", refuse)
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["doctor"])
+        assert stop.value.code == 1
+        assert capsys.readouterr().err.startswith(f"error: {home.locks}: Read-only file system; ")
 
     def _expect_settings_error(self, home: Home, settings: dict[str, str], named: str) -> None:
         home.root.mkdir(parents=True, exist_ok=True)

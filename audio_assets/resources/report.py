@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from audio_assets.errors import StorageError, machine_trouble
 from audio_assets.resources.home import HomeResource
 from audio_assets.resources.r2 import R2Resource
 from audio_assets.speech import judge
@@ -34,10 +35,20 @@ def write_report(
     Raises:
         SettingsError: ``link_hours`` is over 0 and a setting of the bucket is missing.
         ValueError: ``link_hours`` is not between 0 and `MAX_LINK_HOURS`.
-        OSError: the report could not be written; an earlier one is untouched.
+        StorageError: the report could not be written; an earlier one is untouched.
     """
     if not 0 <= link_hours <= MAX_LINK_HOURS:
         raise ValueError(f"link_hours {link_hours:g} is not between 0 and {MAX_LINK_HOURS}")
+    try:
+        return _write(connection, home, r2, link_hours)
+    except OSError as error:
+        raise machine_trouble(error) or StorageError(
+            f"{error.filename or home.paths().report}: the report cannot be written ({error.strerror or error}); an "
+            "earlier one is untouched. Move away what is there, then run `audio-assets report`"
+        ) from error
+
+
+def _write(connection: duckdb.DuckDBPyConnection, home: HomeResource, r2: R2Resource, link_hours: float) -> Path:
     mirror, output = home.mirror(), home.paths().report
     if not link_hours:
 

@@ -191,11 +191,11 @@ def _export(
 ) -> list[ExportFile]:
     keys = [key for key in _partition_keys(store, chosen.prefixes) if key not in left_out]
     schema = export_schema(chosen.all_columns)
-    directory.mkdir(parents=True, exist_ok=True)
-    atomic.remove_stale_temps(directory)
     record = hashlib.sha256()
     rows = 0
     try:
+        directory.mkdir(parents=True, exist_ok=True)
+        atomic.remove_stale_temps(directory)
         with contextlib.ExitStack() as stack:
             targets = [
                 stack.enter_context(atomic.replacing(directory / FILE_NAMES[name], crash_name="export"))
