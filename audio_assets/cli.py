@@ -219,7 +219,7 @@ def _run(options: Any, quiet: bool, as_json: bool) -> int:
         lambda line: console.print(terminal.printable(line), markup=False),
     )
     if as_json:
-        click.echo(json.dumps(report.as_dict(), ensure_ascii=False))
+        click.echo(terminal.json_text(report.as_dict()))
     elif not quiet:
         click.echo("\n".join(terminal.closing_lines(report)))
     if report.warehouse_refused is not None:
@@ -296,10 +296,11 @@ def compare_models(first: str, second: str, sample: int, max_cost: float | None,
     A model is a name of the API, or local:MODEL. What is transcribed goes to the cache: after a switch to B it is
     not paid again.
     """
+    from audio_assets import terminal
     from audio_assets.compare import compare
 
     made = compare(first, second, sample, max_cost)
-    click.echo(json.dumps(made.as_dict(), ensure_ascii=False) if as_json else "\n".join(made.lines()))
+    click.echo(terminal.json_text(made.as_dict()) if as_json else "\n".join(made.lines()))
     return EXIT_FILES_FAILED if made.unfinished else 0
 
 
@@ -334,7 +335,7 @@ def export(
         entries = [
             {"format": f.format, "path": str(f.path), "row_count": f.row_count, "sha256": f.sha256} for f in files
         ]
-        click.echo(json.dumps({"exports": entries, "left_out": left_out}, ensure_ascii=False))
+        click.echo(terminal.json_text({"exports": entries, "left_out": left_out}))
     else:
         for file in files:
             click.echo(f"{file.path}  {file.row_count} rows, {file.size_bytes / 1e3:.1f} kB")
@@ -360,7 +361,7 @@ def subtitles(formats: tuple[str, ...], prefixes: tuple[str, ...], as_json: bool
 
     made = write_subtitles(settings.home(), formats, prefixes)
     if as_json:
-        click.echo(json.dumps({"subtitles": [w.as_dict() for w in made]}, ensure_ascii=False))
+        click.echo(terminal.json_text({"subtitles": [w.as_dict() for w in made]}))
     else:
         click.echo("\n".join(line for written in made for line in terminal.written_lines(written)))
     return 0
@@ -384,7 +385,7 @@ def audiofolder(prefixes: tuple[str, ...], include_flagged: bool, as_json: bool)
     with supply_of(HomeResource(), R2Resource()) as supply:
         written = write_audiofolder(settings.home(), prefixes, include_flagged=include_flagged, bring=supply.bring)
     if as_json:
-        click.echo(json.dumps(written.as_dict(), ensure_ascii=False))
+        click.echo(terminal.json_text(written.as_dict()))
     else:
         click.echo("\n".join(terminal.written_lines(written)))
     return 0
@@ -442,7 +443,7 @@ def search(words: tuple[str, ...], prefixes: tuple[str, ...], limit: int, as_jso
     with Warehouse(home.warehouse, PartitionStore(home.record)).connect() as connection:
         found = find(connection, " ".join(words), prefixes=prefixes, limit=limit)
     if as_json:
-        click.echo(json.dumps({"passages": [p.as_dict() for p in found]}, ensure_ascii=False))
+        click.echo(terminal.json_text({"passages": [p.as_dict() for p in found]}))
         return 0
     for passage in found:
         click.echo(terminal.passage_line(passage), color=False if os.environ.get("NO_COLOR") else None)
@@ -494,7 +495,7 @@ def verify(repair: bool, as_json: bool) -> int:
         repair=repair,
     )
     if as_json:
-        click.echo(json.dumps({"disagreements": [asdict(d) for d in found]}, ensure_ascii=False))
+        click.echo(terminal.json_text({"disagreements": [asdict(d) for d in found]}))
     else:
         for disagreement in found:
             click.echo(terminal.printable(disagreement.line))
@@ -512,6 +513,7 @@ def verify(repair: bool, as_json: bool) -> int:
 @_json
 def doctor(mend: bool, as_json: bool) -> int:
     """Check settings, reachability, engine, disk and leftovers, and say how to mend what is wrong."""
+    from audio_assets import terminal
     from audio_assets.doctor import diagnose, fix
 
     mended = fix() if mend else []
@@ -520,9 +522,9 @@ def doctor(mend: bool, as_json: bool) -> int:
         click.echo(json.dumps({"findings": [f.as_dict() for f in findings], "mended": mended}))
     else:
         for line in mended:
-            click.echo(f"mended {line}")
+            click.echo(f"mended {terminal.printable(line)}")
         for finding in findings:
-            click.echo(finding.line())
+            click.echo(terminal.printable(finding.line()))
     return 4 if any(f.state == "wrong" for f in findings) else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -9,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from audio_assets.forget import Forgotten
 from audio_assets.ingest.selection import passed_over
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from audio_assets.derived import Written
     from audio_assets.search import Passage
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What drives a terminal, turns the direction of text, or (half a surrogate pair) cannot be written at all."""
 
 
 def printable(text: str) -> str:
@@ -34,6 +36,16 @@ def printable(text: str) -> str:
     'a\\\\x1b[31mb'
     """
     return _CONTROL.sub(lambda m: f"\\x{ord(m[0]):02x}" if ord(m[0]) < 256 else f"\\u{ord(m[0]):04x}", text)
+
+
+def json_text(value: Any) -> str:
+    """``value`` as one line of JSON that a terminal shows as it is: letters of all scripts, control characters escaped.
+
+    >>> json_text({"id": "caf\u00e9\u009b31m"})
+    '{"id": "café\\\\u009b31m"}'
+    """
+    # Between strings JSON has none of them.
+    return _CONTROL.sub(lambda m: f"\\u{ord(m[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
 def stderr_console(quiet: bool = False) -> Console:

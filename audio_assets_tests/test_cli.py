@@ -3,6 +3,7 @@
 import errno
 import importlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -423,6 +424,28 @@ class TestOtherCommands:
         audio_assets("verify", "--repair", cwd=tmp_path, environment=environment)
         again = audio_assets("verify", "--json", cwd=tmp_path, environment=environment)
         assert (again.returncode, json.loads(again.stdout)) == (0, {"disagreements": []})
+
+    @pytest.mark.parametrize(
+        "command",
+        [["doctor"], ["doctor", "--json"], ["doctor", "--fix"], ["export"], ["export", "--json"], ["verify", "--json"]],
+    )
+    def test_a_file_name_cannot_drive_the_terminal(
+        self, command: list[str], home: Home, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        name = "caf\xe9\x9b31m\u202egnp"
+        left = home.audio / f".{name}.wav.0123456789abcdef.tmp"
+        foreign = home.tables / "transcripts" / f"{name}.parquet"
+        for path in (left, foreign):
+            path.parent.mkdir(parents=True)
+            path.write_bytes(b"x")
+            os.utime(path, (0, 0))
+        with pytest.raises(SystemExit):
+            cli.main(command)
+        told = capsys.readouterr()
+        assert not re.search("[\x9b\u202e]", told.out + told.err)
+        assert re.search(r"\\(x|u00)9b31m\\u202egnp", told.out + told.err)
+        if "--json" in command:
+            assert repr(name)[1:-1] in repr(json.loads(told.out))
 
     @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
     def test_shell_completion_is_there(self, shell: str) -> None:
