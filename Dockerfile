@@ -10,7 +10,8 @@ COPY audio_assets ./audio_assets
 RUN /opt/venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation .
 
 FROM python:3.12-slim-bookworm
-RUN useradd --create-home --uid 10001 app && install -d -o app -g app /data
+# /home/app/dagster is DAGSTER_HOME in deploy/compose.yaml: a volume there belongs to whom the directory belongs.
+RUN useradd --create-home --uid 10001 app && install -d -o app -g app /data /home/app/dagster
 COPY --from=build /opt/venv /opt/venv
 COPY --chown=app:app workspace.yaml dagster.yaml /home/app/
 ENV PATH=/opt/venv/bin:$PATH \

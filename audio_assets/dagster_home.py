@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,13 +86,26 @@ def open_instance(home: Home) -> DagsterInstance:
         SettingsError: the directory cannot be made or written, or its ``dagster.yaml`` is wrong.
         StorageError: a database of Dagster's is damaged or cannot be reached.
     """
+    directory = ensure_dagster_home(home)
+    with state_faults(), _turn(directory):
+        return _opened(directory)
+
+
+@contextmanager
+def _turn(directory: Path) -> Iterator[None]:
+    """Keep other programs from opening a new instance meanwhile, for as long as they wait."""
     from filelock import FileLock, Timeout
 
-    directory = ensure_dagster_home(home)
-    with state_faults(), suppress(Timeout), FileLock(directory / ".opening.lock", timeout=_OPENING_S):
-        return _opened(directory)
-    with state_faults():
-        return _opened(directory)
+    with ExitStack() as held:
+        try:
+            held.enter_context(FileLock(directory / ".opening.lock", timeout=_OPENING_S))
+        except Timeout:
+            pass
+        except OSError as error:
+            # Nobody makes databases in a directory that is read-only: they are elsewhere, or there already.
+            if error.errno not in (errno.EROFS, errno.EACCES):
+                raise
+        yield
 
 
 def _opened(directory: Path) -> DagsterInstance:

@@ -1,5 +1,6 @@
 """Settings from the environment and .env, and Dagster's home."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from audio_assets import doctor, settings
 from audio_assets.dagster_home import ensure_dagster_home, open_instance
@@ -116,6 +118,27 @@ def test_a_dagster_yaml_that_is_wrong_is_named(
         open_instance(home)
     [finding] = [f for f in doctor.diagnose() if f.subject == "dagster"]
     assert (finding.state, "dagster.yaml" in finding.text, "\n" in finding.text) == ("wrong", True, False)
+
+
+def test_a_dagster_home_that_is_read_only_is_opened_without_its_lock(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", "")
+    ensure_dagster_home(home)
+
+    def refuse(number: int) -> None:
+        def acquire(lock: FileLock, *_: object, **__: object) -> None:
+            raise OSError(number, os.strerror(number), lock.lock_file)
+
+        monkeypatch.setattr(FileLock, "acquire", acquire)
+
+    for number in (errno.EROFS, errno.EACCES):
+        refuse(number)
+        with open_instance(home) as instance:
+            assert instance.root_directory == str(home.dagster)
+    refuse(errno.ENOSPC)
+    with pytest.raises(StorageError, match=r"\.opening\.lock: No space left on device"):
+        open_instance(home)
 
 
 @pytest.mark.parametrize("database", ["history/runs.db", "history/runs/index.db", "schedules/schedules.db"])

@@ -82,6 +82,26 @@ def test_compose_has_every_part_and_shows_the_ui_to_this_machine_only_and_read_o
     assert {n for n in environment if n.startswith("AUDIO_")} <= {n.upper() for n in Settings.model_fields}
 
 
+def test_in_compose_dagsters_home_can_be_written_and_what_the_sensors_remember_lasts() -> None:
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    dagster_home = compose["services"]["daemon"]["environment"]["DAGSTER_HOME"]
+    # A new volume belongs to whom the directory in the image belongs.
+    made = re.search(r"install -d -o app -g app (.*)", (ROOT / "Dockerfile").read_text())
+    assert made and dagster_home in made[1].split()
+    for name, service in compose["services"].items():
+        if name == "postgres":
+            continue
+        mounts = [volume.split(":") for volume in service["volumes"]]
+        there = {mount[1]: mount for mount in mounts if len(mount) > 1}
+        assert there[dagster_home] == ["dagster", dagster_home], name
+        for file in ("dagster.yaml", "workspace.yaml"):
+            assert there[f"{dagster_home}/{file}"] == [f"./cluster/{file}", f"{dagster_home}/{file}", "ro"], name
+            assert (DEPLOY / "cluster" / file).is_file()
+    assert "code:/data" in compose["services"]["code"]["volumes"]
+    assert compose["services"]["code"]["environment"]["AUDIO_ASSETS_SCRATCH"].startswith("/data/")
+    assert {"dagster", "code", "postgres"} <= set(compose["volumes"])
+
+
 def test_the_guide_names_only_settings_and_commands_that_there_are() -> None:
     guide = (DEPLOY / "README.md").read_text()
     known = {name.upper() for name in Settings.model_fields}
