@@ -183,12 +183,14 @@ def forget(home: settings.Home, keys: Sequence[str]) -> None:
     gone = set(keys)
     kept: list[str] = []
     dropped: list[Path] = []
-    for line in (folder / METADATA).read_text(encoding="utf-8").splitlines():
-        label = json.loads(line)
-        if label["id"] in gone:
-            dropped.append(folder / label["file_name"])
-        else:
-            kept.append(line + "\n")
+    # A text may hold U+2028, U+2029 and U+0085, which end a line for `splitlines` and not in JSON Lines.
+    with (folder / METADATA).open(encoding="utf-8", newline="\n") as lines:
+        for line in lines:
+            label = json.loads(line)
+            if label["id"] in gone:
+                dropped.append(folder / label["file_name"])
+            else:
+                kept.append(line)
     write_bytes(folder / METADATA, "".join(kept).encode())
     for path in dropped:
         path.unlink(missing_ok=True)

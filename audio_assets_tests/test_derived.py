@@ -38,7 +38,8 @@ def record(home: Home, key: str, seconds: float = 4.0) -> None:
 
 
 def labels(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line]
 
 
 @pytest.fixture
@@ -188,10 +189,23 @@ def test_what_is_forgotten_leaves_the_exports_too(home: Home) -> None:
     assert len([p for p in left if p.suffix == ".flac"]) == 1
 
 
+def test_what_ends_a_line_in_other_places_ends_none_in_the_labels(home: Home) -> None:
+    odd = "one\u2028two\u2029three\u0085four"
+    for key in ("x/a.wav", "x/b.wav"):
+        record(home, key)
+    store(home, [transcript_row("x/a.wav", [(0, 1, odd)]), transcript_row("x/b.wav", [(0, 1, odd)])])
+    write_audiofolder(home)
+
+    derived.forget(home, ["x/a.wav"])
+
+    assert [(row["id"], row["transcription"]) for row in labels(home.exports / "audiofolder")] == [("x/b.wav", odd)]
+
+
 def test_an_empty_corpus_gives_empty_folders(home: Home) -> None:
     [srt] = write_subtitles(home, ["srt"])
     folder = write_audiofolder(home)
     assert (srt.files, folder.files) == (0, 0)
+    derived.forget(home, ["x/a.wav"])
     assert labels(folder.directory) == []
 
 
