@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,8 +98,11 @@ def subtitle_path(directory: Path, key: str, format: str, spelled_out: frozenset
 
     ``spelled_out`` are the names that the mirror spells out.
     """
-    names = frozenset(name if name.endswith("/") else f"{name}.{format}" for name in spelled_out)
-    return Mirror(directory, names).path_for(f"{key}.{format}")
+    return _subtitles_of(directory, format, spelled_out).path_for(f"{key}.{format}")
+
+
+def _subtitles_of(directory: Path, format: str, spelled_out: frozenset[str]) -> Mirror:
+    return Mirror(directory, frozenset(name if name.endswith("/") else f"{name}.{format}" for name in spelled_out))
 
 
 def write_audiofolder(
@@ -167,33 +170,83 @@ def clip_name(key: str, number: int) -> Path:
     return Path("data", name[:2], f"{name}-{number:05d}.flac")
 
 
-def forget(home: settings.Home, keys: Sequence[str]) -> None:
-    """Remove what was made of these objects.
+def forget(home: settings.Home, keys: Collection[str]) -> None:
+    """Remove what was made of these objects, and folders that become empty.
 
     Raises:
         OSError: the disk refuses.
+        StorageError: the labels are damaged.
     """
-    spelled_out = Mirror(home.audio).spelled_out
-    for name in subtitles.FORMATS:
-        for key in keys:
-            subtitle_path(home.exports / name, key, name, spelled_out).unlink(missing_ok=True)
-    folder = home.exports / AUDIOFOLDER
-    if not (folder / METADATA).is_file():
-        return
-    gone = set(keys)
-    kept: list[str] = []
-    dropped: list[Path] = []
-    # A text may hold U+2028, U+2029 and U+0085, which end a line for `splitlines` and not in JSON Lines.
-    with (folder / METADATA).open(encoding="utf-8", newline="\n") as lines:
-        for line in lines:
-            label = json.loads(line)
-            if label["id"] in gone:
-                dropped.append(folder / label["file_name"])
-            else:
-                kept.append(line)
-    write_bytes(folder / METADATA, "".join(kept).encode())
-    for path in dropped:
+    for path in list(_files_of(home, keys)):
         path.unlink(missing_ok=True)
+        for folder in path.parents:
+            if folder.parent == home.exports or any(folder.iterdir()):
+                break
+            folder.rmdir()
+    # The labels last: as long as they name an object, it is known that something of it was there.
+    labels = list(_labels(home))
+    kept = [line for line, key in labels if key not in keys]
+    if len(kept) < len(labels):
+        write_bytes(_labels_path(home), "".join(kept).encode())
+
+
+def left_of(home: settings.Home, keys: Collection[str]) -> Path | None:
+    """A file that has something of one of these objects; None when there is none.
+
+    Raises:
+        StorageError: the labels are damaged.
+    """
+    if any(key in keys for _, key in _labels(home)):
+        return _labels_path(home)
+    return next(_files_of(home, keys), None)
+
+
+def keys_of(home: settings.Home) -> set[str]:
+    """The objects of which there are subtitles, or labelled clips.
+
+    Raises:
+        StorageError: the labels are damaged.
+    """
+    found = {key for _, key in _labels(home)}
+    for name in subtitles.FORMATS:
+        mirror = _subtitles_of(home.exports / name, name, Mirror(home.audio).spelled_out)
+        for path in mirror.root.rglob(f"*.{name}"):
+            # A file of another name is nobody's subtitles.
+            with suppress(ValueError):
+                found.add(mirror.key_for(path).removesuffix(f".{name}"))
+    return found
+
+
+def _files_of(home: settings.Home, keys: Collection[str]) -> Iterator[Path]:
+    """The subtitles and clips of these objects."""
+    spelled_out = Mirror(home.audio).spelled_out
+    for key in keys:
+        for name in subtitles.FORMATS:
+            path = subtitle_path(home.exports / name, key, name, spelled_out)
+            if path.is_file():
+                yield path
+        first = home.exports / AUDIOFOLDER / clip_name(key, 1)
+        yield from first.parent.glob(f"{first.name.partition('-')[0]}-*.flac")
+
+
+def _labels_path(home: settings.Home) -> Path:
+    return home.exports / AUDIOFOLDER / METADATA
+
+
+def _labels(home: settings.Home) -> Iterator[tuple[str, str]]:
+    """Each line of the labels, and the object that it is about."""
+    path = _labels_path(home)
+    if not path.is_file():
+        return
+    # A text may hold U+2028, U+2029 and U+0085, which end a line for `splitlines` and not in JSON Lines.
+    with path.open(encoding="utf-8", newline="\n") as lines:
+        try:
+            for line in lines:
+                yield line, json.loads(line)["id"]
+        except (ValueError, TypeError, KeyError):
+            raise StorageError(
+                f"{path}: damaged; write it anew with `audio-assets audiofolder`, or delete the folder, then try again"
+            ) from None
 
 
 def _rows(home: settings.Home, prefixes: Sequence[str]) -> Iterator[dict[str, Any]]:

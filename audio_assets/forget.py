@@ -2,8 +2,8 @@
 
 Everything is kept until it is asked for: a row whose object vanished is ``gone``, with its last transcript. The order
 of the steps makes a killed run harmless: copies and cache entries go first, while the rows still say what to forget;
-what is made of the rows is rebuilt last, and a file says until then that it has to be. The same command, run again,
-finishes the work.
+what is made of the rows is rebuilt last. From before the first removal to the end a file says what is being forgotten:
+the same command, run again, finishes the work.
 
 What stays: the transcription ledger, which is the book of what was paid (names and prices, no text), and Dagster's own
 history of earlier runs.
@@ -11,23 +11,24 @@ history of earlier runs.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from audio_assets import derived, schemas
 from audio_assets.errors import StorageError
-from audio_assets.partitions import PARTITIONS_NAME
+from audio_assets.partitions import PARTITIONS_NAME, partition_key_for
 from audio_assets.resources.home import HomeResource
 from audio_assets.storage import exports
-from audio_assets.storage.atomic import crash_point
+from audio_assets.storage.atomic import crash_point, write_bytes
 from audio_assets.storage.partition_files import PartitionStore
-from audio_assets.storage.warehouse import Warehouse
+from audio_assets.storage.warehouse import PARTITION_COLUMN, Warehouse
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -46,6 +47,11 @@ _PURGED = (
 
 _ROWS_BY_ID = (schemas.RAW_AUDIO, schemas.TRANSCRIPTS, schemas.TOKENS, schemas.TRANSCRIPT_QUALITY)
 
+_AGAIN = "run `audio-assets run --forget-gone` again"
+
+Row = tuple[str, str]
+"""Names a row: partition and id."""
+
 
 @dataclass(frozen=True)
 class Forgotten:
@@ -62,6 +68,63 @@ class Forgotten:
         """One line for a terminal."""
         cache = f"cache kept for {self.kept_for}" if self.kept_for else f"{self.cache_entries} cache entries"
         return f"forgotten: {self.id} ({'mirror copy' if self.mirror_copy else 'no mirror copy'}, {cache})"
+
+
+@dataclass(frozen=True)
+class _Marked:
+    """Rows that are being forgotten, with the SHA-256 of all that their objects ever held.
+
+    Not ``complete`` where earlier ones could not be read.
+    """
+
+    rows: Mapping[Row, frozenset[str]] = field(default_factory=dict)
+    complete: bool = True
+
+
+@dataclass(frozen=True)
+class _Left:
+    """What nothing may be left of: rows, objects that have no row, and contents that nobody else has."""
+
+    rows: Mapping[Row, Collection[str]]
+    keys: Collection[str]
+    hashes: Collection[str]
+
+
+class _Mark:
+    """The file that says what is being forgotten. Who removes it has looked whether anything is left."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def exists(self) -> bool:
+        return self._path.exists()
+
+    def read(self) -> _Marked:
+        try:
+            told = json.loads(self._path.read_bytes())
+            rows = {(str(row["partition"]), str(row["id"])): frozenset(map(str, row["sha256"])) for row in told["rows"]}
+            return _Marked(rows, bool(told["complete"]))
+        except FileNotFoundError:
+            return _Marked()
+        except (ValueError, TypeError, KeyError):
+            return _Marked(complete=False)
+
+    def add(self, rows: Mapping[Row, Collection[str]]) -> None:
+        """Note ``rows`` beside those of earlier runs; on the disk when this returns.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        before = self.read()
+        all_rows = {row: {*hashes, *before.rows.get(row, ())} for row, hashes in rows.items()}
+        told = [
+            {"partition": partition, "id": key, "sha256": sorted(hashes)}
+            for (partition, key), hashes in sorted({**before.rows, **all_rows}.items())
+        ]
+        write_bytes(self._path, json.dumps({"rows": told, "complete": before.complete}).encode())
+
+    def remove(self) -> None:
+        self._path.unlink(missing_ok=True)
 
 
 @dataclass
@@ -97,8 +160,8 @@ class Forgetting:
         return self._mark.exists()
 
     @property
-    def _mark(self) -> Path:
-        return self.home.paths().root / "forgetting"
+    def _mark(self) -> _Mark:
+        return _Mark(self.home.paths().root / "forgetting")
 
     def purge(self, partition: str, instance: dg.DagsterInstance) -> bool:
         """Remove copies, cache entries and the rows of `raw_audio`; whether the partition still has rows.
@@ -116,7 +179,7 @@ class Forgetting:
         owners = self._owners()
         mirror, cache = self.home.mirror(), self.home.cache()
         try:
-            self._mark.touch()
+            self._mark.add({(partition, key): contents.get(key, ()) for key in vanished})
             for key in sorted(vanished):
                 hashes = contents.get(key, set())
                 shared = [owners[sha] for sha in sorted(hashes) if sha in owners]
@@ -124,10 +187,7 @@ class Forgetting:
                 copied = mirror.remove(key)
                 self.forgotten.append(Forgotten(key, partition, copied, entries, shared[0] if shared else None))
         except OSError as error:
-            raise StorageError(
-                f"{error.filename}: cannot be removed ({error.strerror}); correct its permissions, then run "
-                "`audio-assets run --forget-gone` again"
-            ) from error
+            raise _refused(error) from error
         crash_point("forget:copies-removed")
         rows = self.store.read(schemas.RAW_AUDIO, [partition])
         left = rows.filter(pc.invert(pc.is_in(rows.column("id"), value_set=pa.array(sorted(vanished)))))
@@ -154,7 +214,7 @@ class Forgetting:
             BusyError: another process is loading the warehouse.
         """
         directory = self.home.paths().exports
-        for entry in exports.read_manifest(directory).get("files", []):
+        for entry in self._exports():
             if entry.get("record") == self._record(entry):
                 continue
             exports.export_corpus(
@@ -166,11 +226,45 @@ class Forgetting:
                 include_partial=bool(entry.get("include_partial")),
                 min_grade=entry.get("min_grade"),
             )
-        derived.forget(self.home.paths(), [item.id for item in self.forgotten])
+        left = self._left()
+        try:
+            derived.forget(self.home.paths(), left.keys)
+            for sha in left.hashes:
+                # What a disk that lost its power has brought back.
+                self.home.cache().drop(sha)
+        except OSError as error:
+            raise _refused(error) from error
+        crash_point("forget:made-of-it-removed")
         # Rows that are deleted stay in a database's free pages: only a new file holds nothing of them.
         warehouse.rebuild()
-        self._prove(warehouse)
-        self._mark.unlink()
+        self._prove(warehouse, left)
+        self._mark.remove()
+
+    def _left(self) -> _Left:
+        """What is marked and has no row any more, here or by a run before: nothing of it may be left.
+
+        What is marked and has a row came back, or is forgotten when the row is.
+        """
+        marked = self._mark.read()
+        there = self._rows()
+        ids = {key for _, key in there}
+        rows = {row: hashes for row, hashes in marked.rows.items() if row not in there}
+        keys = {key for _, key in rows if key not in ids}
+        if not marked.complete:
+            # Whose they are can still be told: everything that has subtitles or clips had a row.
+            keys |= derived.keys_of(self.home.paths()) - ids
+        owners = self._owners()
+        return _Left(rows, keys, {sha for hashes in rows.values() for sha in hashes if sha not in owners})
+
+    def _rows(self) -> set[Row]:
+        rows = self.store.read(schemas.RAW_AUDIO, columns=["id", "prefix"]).to_pydict()
+        keys = {prefix: partition_key_for(prefix) for prefix in set(rows["prefix"])}
+        return {(keys[prefix], key) for key, prefix in zip(rows["id"], rows["prefix"], strict=True)}
+
+    def _exports(self) -> list[dict[str, Any]]:
+        """What the manifest says of the exports."""
+        files: list[dict[str, Any]] = exports.read_manifest(self.home.paths().exports).get("files", [])
+        return files
 
     def _record(self, entry: Mapping[str, object]) -> str:
         prefixes = entry.get("prefixes")
@@ -202,18 +296,40 @@ class Forgetting:
                     owners.setdefault(sha, key)
         return owners
 
-    def _prove(self, warehouse: Warehouse) -> None:
-        ids = [item.id for item in self.forgotten]
-        mirror = self.home.mirror()
-        for key in ids:
-            if mirror.path_for(key).exists():
-                raise StorageError(f"{mirror.path_for(key)}: still there; run `audio-assets run --forget-gone` again")
+    def _prove(self, warehouse: Warehouse, left: _Left) -> None:
+        """Look for all that may not be there any more.
+
+        Raises:
+            StorageError: something is.
+        """
+        mirror, cache, paths = self.home.mirror(), self.home.cache(), self.home.paths()
+        for _, key in left.rows:
+            if key in left.keys and mirror.path_for(key).exists():
+                raise StorageError(f"{mirror.path_for(key)}: still there; remove it, then {_AGAIN}")
+        for sha in left.hashes:
+            if cache.count(sha):
+                raise StorageError(f"{paths.cache}: still has entries of {sha}; {_AGAIN}")
+        made = derived.left_of(paths, left.keys)
+        if made is not None:
+            raise StorageError(f"{made}: still there; {_AGAIN}")
+        described = {entry.get("name") for entry in self._exports()}
+        for path in (paths.exports / name for name in exports.FILE_NAMES.values()):
+            if path.exists() and path.name not in described:
+                raise StorageError(
+                    f"{path}: {exports.MANIFEST} does not say what is in it; delete it, or write it anew with "
+                    f"`audio-assets export`, then {_AGAIN}"
+                )
+        partitions, ids = [partition for partition, _ in left.rows], [key for _, key in left.rows]
         with warehouse.connect(refresh=False) as connection:
             for table in _ROWS_BY_ID:
-                query = f"SELECT id FROM {table.name} WHERE id IN (SELECT unnest(?))"  # noqa: S608 - name of schemas.py
-                left = connection.execute(query, [ids]).fetchall()
-                if left:
-                    raise StorageError(
-                        f"{warehouse.path}: table {table.name} still has {left[0][0]!r}; run `audio-assets run "
-                        "--forget-gone` again"
-                    )
+                rows = f"({PARTITION_COLUMN}, id) IN (SELECT unnest(?), unnest(?))"
+                query = f"SELECT id FROM {table.name} WHERE {rows}"  # noqa: S608 - a name of schemas.py
+                found = connection.execute(query, [partitions, ids]).fetchone()
+                if found is not None:
+                    raise StorageError(f"{warehouse.path}: table {table.name} still has {found[0]!r}; {_AGAIN}")
+
+
+def _refused(error: OSError) -> StorageError:
+    return StorageError(
+        f"{error.filename}: cannot be removed ({error.strerror}); correct its permissions, then {_AGAIN}"
+    )

@@ -6,17 +6,26 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from audio_assets import cli
+from audio_assets import cli, schemas
 from audio_assets.demo import demo_objects, packaged_model
 from audio_assets.demo_server import WeedServer
+from audio_assets.derived import clip_name, write_subtitles
+from audio_assets.errors import StorageError
+from audio_assets.forget import Forgetting
+from audio_assets.partitions import partition_key_for, prefix_of
+from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
+from audio_assets.resources.home import HomeResource
 from audio_assets.settings import Home
+from audio_assets.storage.exports import export_corpus
+from audio_assets.storage.partition_files import PartitionStore
 from audio_assets_tests.conftest import audio_assets, r2_environment, subprocess_environment
+from audio_assets_tests.summary.conftest import transcript_row
 
-pytestmark = pytest.mark.weights
 BODIES = {o.key.rpartition("/")[2]: o.body for o in demo_objects()}
 FORMATS = [a for name in ("json", "parquet", "sqlite", "duckdb") for a in ("--output-format", name)]
 
@@ -46,6 +55,10 @@ def everywhere(home: Home, key: str) -> set[str]:
         else:
             there = key.encode() in path.read_bytes()
         found |= {path.name} if there else set()
+    for path in (p for folder in ("srt", "vtt", "audiofolder") for p in (home.exports / folder).rglob("*")):
+        there = Path(key).name in path.name or clip_name(key, 1).name == path.name
+        labelled = path.name == "metadata.jsonl" and key.encode() in path.read_bytes()
+        found |= {str(path.relative_to(home.root))} if there or labelled else set()
     return found | ({"report"} if home.report.exists() and key in home.report.read_text(encoding="utf-8") else set())
 
 
@@ -53,6 +66,7 @@ def cached(home: Home) -> set[str]:
     return {path.parent.name for path in home.cache.rglob("*.json")}
 
 
+@pytest.mark.weights
 @pytest.mark.slow
 def test_what_vanished_is_kept_as_gone_until_it_is_forgotten_and_then_it_is_nowhere(
     weed: WeedServer, home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -112,8 +126,12 @@ def _rows(home: Home, table: str) -> list[dict[str, Any]]:
     return [r for path in (home.tables / table).glob("*.parquet") for r in pq.read_table(path).to_pylist()]
 
 
+@pytest.mark.weights
 @pytest.mark.slow
-@pytest.mark.parametrize("point", ["forget:copies-removed", "forget:rows-removed", "export:half-written"])
+@pytest.mark.parametrize(
+    "point",
+    ["forget:copies-removed", "forget:rows-removed", "export:half-written", "forget:made-of-it-removed"],
+)
 def test_forgetting_that_is_killed_is_finished_by_the_next_run(home: Home, tmp_path: Path, point: str) -> None:
     for key in ("calls/gone.mp3", "calls/stays.mp3"):
         path = home.audio / key
@@ -121,7 +139,9 @@ def test_forgetting_that_is_killed_is_finished_by_the_next_run(home: Home, tmp_p
         path.write_bytes(BODIES["08.mp3" if "gone" in key else "03.mp3"])
     environment = subprocess_environment(home.root, WHISPER_MODEL=packaged_model())
     arguments = ["run", "--skip-ingestion", "--json"]
-    assert audio_assets(*arguments, *FORMATS, cwd=tmp_path, environment=environment).returncode == 0
+    for command in ([*arguments, *FORMATS], ["subtitles"], ["audiofolder", "--include-flagged"]):
+        assert audio_assets(*command, cwd=tmp_path, environment=environment).returncode == 0
+    assert len([where for where in everywhere(home, "calls/gone.mp3") if where.startswith("exports/")]) == 4
     (home.audio / "calls/gone.mp3").unlink()
     killed = audio_assets(
         *arguments, "--forget-gone", cwd=tmp_path, environment={**environment, "AUDIO_ASSETS_CRASH_AT": point}
@@ -142,3 +162,116 @@ def test_forgetting_cannot_leave_the_report_as_it_was(home: Home, tmp_path: Path
     assert done.returncode == 2
     assert "leave out --skip-summary" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def sha_of(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def put(home: Home, rows: dict[str, str], depth: int = 1) -> None:
+    """A corpus of these objects, by status: rows, cache entries, mirror copies, subtitles and exports."""
+    resource, store = HomeResource(), PartitionStore(home.tables)
+    partitions: dict[str, list[str]] = {}
+    for key in rows:
+        partitions.setdefault(prefix_of(key, depth), []).append(key)
+        path = resource.mirror().path_for(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(key.encode())
+        resource.cache().put(sha_of(key), "engine", {"text": key})
+    for prefix, keys in partitions.items():
+        made = {"prefix": prefix, "engine": "local", "model": "tiny.en"}
+        heard = [transcript_row(key, [(0, 1, f"text of {key}")]) | made | {"sha256": sha_of(key)} for key in keys]
+        raw: list[dict[str, object]] = [
+            {"id": key, "prefix": prefix, "sha256": sha_of(key), "status": rows[key], "etag": "e"} for key in keys
+        ]
+        store.write(schemas.TRANSCRIPTS, schemas.TRANSCRIPTS.from_rows(heard), partition_key_for(prefix))
+        store.write(schemas.RAW_AUDIO, schemas.RAW_AUDIO.from_rows(raw), partition_key_for(prefix))
+    write_subtitles(home, ["srt"])
+    export_corpus(store, home.exports, ["json", "sqlite"])
+
+
+def begin(home: Home, *partitions: str) -> Forgetting:
+    """Forget what is gone in ``partitions``, up to where the tables are made anew."""
+    forgetting = Forgetting.of(
+        PartitionStore(home.record), HomeResource(), [(partition, lambda key: True) for partition in partitions]
+    )
+    with dg.DagsterInstance.ephemeral() as instance:
+        for partition in forgetting.vanished:
+            forgetting.purge(partition, instance)
+    return forgetting
+
+
+def finish(forgetting: Forgetting) -> None:
+    forgetting.finish(PartitionedDuckDBIOManager().warehouse())
+
+
+def test_a_run_that_finds_nothing_vanished_finishes_what_another_began(home: Home) -> None:
+    put(home, {"old/a.wav": "gone", "new/b.wav": "ok"})
+    begin(home, "old", "new")
+    assert everywhere_made(home, "old/a.wav") == {"corpus.jsonl", "corpus.sqlite", "a.wav.srt"}
+
+    again = begin(home, "new")
+    assert again.unfinished
+    finish(again)
+
+    assert everywhere_made(home, "old/a.wav") == set()
+    assert everywhere_made(home, "new/b.wav") == {"corpus.jsonl", "corpus.sqlite", "b.wav.srt", "b.wav"}
+    assert cached(home) == {sha_of("new/b.wav")}
+    assert not begin(home, "new").unfinished
+
+
+def everywhere_made(home: Home, key: str) -> set[str]:
+    """Files of a home that `put` made which hold something of the object ``key``."""
+    files = [p for folder in (home.exports, home.audio) for p in folder.rglob("*") if p.is_file()]
+    return {p.name for p in files if key.encode() in p.read_bytes()}
+
+
+def test_what_came_back_before_the_work_was_finished_keeps_everything(home: Home) -> None:
+    put(home, {"old/a.wav": "gone", "old/c.wav": "gone"})
+    begin(home, "old")
+    put(home, {"old/a.wav": "ok"})
+    (home.exports / "srt/old/c.wav.srt").write_text("text of old/c.wav")
+
+    finish(begin(home, "old"))
+
+    assert everywhere_made(home, "old/a.wav") == {"corpus.jsonl", "corpus.sqlite", "a.wav.srt", "a.wav"}
+    assert everywhere_made(home, "old/c.wav") == set()
+    assert cached(home) == {sha_of("old/a.wav")}
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b'{"rows": [{"id": "a"}], "complete": true}', b"\xff"])
+def test_a_damaged_mark_is_no_error_and_what_has_no_row_is_found_all_the_same(home: Home, damage: bytes) -> None:
+    put(home, {"old/a.wav": "gone", "new/b.wav": "ok"})
+    begin(home, "old")
+    (home.root / "forgetting").write_bytes(damage)
+
+    finish(begin(home, "new"))
+
+    assert everywhere_made(home, "old/a.wav") == set()
+    assert "b.wav.srt" in everywhere_made(home, "new/b.wav")
+
+
+def test_whatever_is_still_there_at_the_end_is_named(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(home, {"old/a.wav": "gone"})
+    forgetting = begin(home, "old")
+    copy = home.audio / "old/a.wav"
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(b"back")
+    with pytest.raises(StorageError, match=r"old/a\.wav: still there; remove it, then run .* again"):
+        finish(forgetting)
+    copy.unlink()
+
+    HomeResource().cache().put(sha_of("old/a.wav"), "engine", {"text": "back"})
+    (home.exports / "corpus.parquet").write_bytes(b"of another program")
+    with pytest.raises(StorageError, match=r"corpus\.parquet: MANIFEST\.json does not say what is in it; delete it"):
+        finish(forgetting)
+    assert cached(home) == set(), "what the disk has brought back goes too"
+    (home.exports / "corpus.parquet").unlink()
+
+    monkeypatch.setattr("audio_assets.derived.forget", lambda home, keys: None)
+    write = home.exports / "srt/old/a.wav.srt"
+    write.parent.mkdir(parents=True, exist_ok=True)
+    write.write_text("back")
+    with pytest.raises(StorageError, match=r"a\.wav\.srt: still there; run .* again"):
+        finish(forgetting)
+    assert forgetting.unfinished

@@ -105,11 +105,15 @@ class TranscriptCache:
         Raises:
             OSError: the disk refused.
         """
-        directory = self.root / sha256[:2] / sha256
-        count = len(list(directory.iterdir())) if directory.is_dir() else 0
-        if directory.is_dir():
-            shutil.rmtree(directory)
+        count = self.count(sha256)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.root / sha256[:2] / sha256)
         return count
+
+    def count(self, sha256: str) -> int:
+        """How many files are stored of these bytes, for every engine and option."""
+        directory = self.root / sha256[:2] / sha256
+        return len(list(directory.iterdir())) if directory.is_dir() else 0
 
     def hold(self, sha256: str, fingerprint: str) -> Hold | None:
         """The sole right to transcribe these bytes; None while another run or process has it.

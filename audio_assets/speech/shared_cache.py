@@ -230,10 +230,14 @@ class SharedTranscriptCache(TranscriptCache):
 
     def drop(self, sha256: str) -> int:
         """Remove everything that is stored of these bytes; returns how many objects."""
-        names = list(self._objects.names(f"{self.root}/{sha256[:2]}/{sha256}"))
+        names = self._names(sha256)
         self._unkeep(*names)
         self._objects.delete(*names)
         return len(names)
+
+    def count(self, sha256: str) -> int:
+        """How many objects are stored of these bytes."""
+        return len(self._names(sha256))
 
     def hold(self, sha256: str, fingerprint: str) -> Hold | None:
         """The sole right to transcribe these bytes; None while another has it.
@@ -250,6 +254,9 @@ class SharedTranscriptCache(TranscriptCache):
         with self._lock:
             for name in names:
                 self._fetched.pop(name, None)
+
+    def _names(self, sha256: str) -> list[str]:
+        return list(self._objects.names(f"{self.root}/{sha256[:2]}/{sha256}"))
 
     def _name(self, sha256: str, fingerprint: str, suffix: str) -> str:
         return f"{self.root}/{sha256[:2]}/{sha256}/{fingerprint}{suffix}"
