@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +55,11 @@ Row = tuple[str, str]
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What was removed of one object. ``kept_for`` names another object with the same bytes, which keeps the cache."""
+    """What was removed of one object.
+
+    ``kept_for`` names another object with the same bytes, which keeps the cache; or the object itself where another
+    partition has it, which keeps cache and copy.
+    """
 
     id: str
     partition: str
@@ -66,6 +70,8 @@ class Forgotten:
     @property
     def line(self) -> str:
         """One line for a terminal."""
+        if self.kept_for == self.id:
+            return f"forgotten: {self.id} (its rows in {self.partition}; another partition has it)"
         cache = f"cache kept for {self.kept_for}" if self.kept_for else f"{self.cache_entries} cache entries"
         return f"forgotten: {self.id} ({'mirror copy' if self.mirror_copy else 'no mirror copy'}, {cache})"
 
@@ -176,11 +182,18 @@ class Forgetting:
 
         vanished = set(self.vanished[partition])
         contents = self._contents(partition, vanished)
-        owners = self._owners()
+        leaving = {(partition, key) for partition, keys in self.vanished.items() for key in keys}
+        owners = self._owners(leaving)
+        # With another prefix depth an object has rows in two partitions, and is gone from one of them only.
+        elsewhere = {key for _, key in self._rows() - leaving} & vanished
+        contents = {key: hashes for key, hashes in contents.items() if key not in elsewhere}
         mirror, cache = self.home.mirror(), self.home.cache()
         try:
             self._mark.add({(partition, key): contents.get(key, ()) for key in vanished})
             for key in sorted(vanished):
+                if key in elsewhere:
+                    self.forgotten.append(Forgotten(key, partition, mirror_copy=False, cache_entries=0, kept_for=key))
+                    continue
                 hashes = contents.get(key, set())
                 shared = [owners[sha] for sha in sorted(hashes) if sha in owners]
                 entries = sum(cache.drop(sha) for sha in hashes if sha not in owners)
@@ -253,13 +266,17 @@ class Forgetting:
         if not marked.complete:
             # Whose they are can still be told: everything that has subtitles or clips had a row.
             keys |= derived.keys_of(self.home.paths()) - ids
-        owners = self._owners()
+        owners = self._owners(rows)
         return _Left(rows, keys, {sha for hashes in rows.values() for sha in hashes if sha not in owners})
 
     def _rows(self) -> set[Row]:
-        rows = self.store.read(schemas.RAW_AUDIO, columns=["id", "prefix"]).to_pydict()
-        keys = {prefix: partition_key_for(prefix) for prefix in set(rows["prefix"])}
-        return {(keys[prefix], key) for key, prefix in zip(rows["id"], rows["prefix"], strict=True)}
+        return {row for row, _ in self._read_rows(schemas.RAW_AUDIO, "status")}
+
+    def _read_rows(self, table: schemas.Table, column: str) -> Iterator[tuple[Row, str | None]]:
+        read = self.store.read(table, columns=["prefix", "id", column]).to_pydict()
+        keys = {prefix: partition_key_for(prefix) for prefix in set(read["prefix"])}
+        for prefix, key, value in zip(read["prefix"], read["id"], read[column], strict=True):
+            yield (keys[prefix], key), value
 
     def _exports(self) -> list[dict[str, Any]]:
         """What the manifest says of the exports."""
@@ -285,15 +302,13 @@ class Forgetting:
                     found[row["id"]].add(row["sha256"])
         return found
 
-    def _owners(self) -> dict[str, str]:
-        """An object for each content that somebody else still has, by SHA-256."""
-        ids = {key for keys in self.vanished.values() for key in keys}
+    def _owners(self, leaving: Collection[Row]) -> dict[str, str]:
+        """An object for each content that a row other than ``leaving`` still has, by SHA-256."""
         owners: dict[str, str] = {}
         for table in (schemas.RAW_AUDIO, schemas.TRANSCRIPTS):
-            rows = self.store.read(table, columns=["id", "sha256"])
-            for key, sha in zip(rows.column("id").to_pylist(), rows.column("sha256").to_pylist(), strict=True):
-                if sha and key not in ids:
-                    owners.setdefault(sha, key)
+            for row, sha in self._read_rows(table, "sha256"):
+                if sha and row not in leaving:
+                    owners.setdefault(sha, row[1])
         return owners
 
     def _prove(self, warehouse: Warehouse, left: _Left) -> None:

@@ -275,3 +275,34 @@ def test_whatever_is_still_there_at_the_end_is_named(home: Home, monkeypatch: py
     with pytest.raises(StorageError, match=r"a\.wav\.srt: still there; run .* again"):
         finish(forgetting)
     assert forgetting.unfinished
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_what_another_partition_has_keeps_all_but_the_rows_of_the_old_one(home: Home, before: int, after: int) -> None:
+    key = "calls/2024/a.wav"
+    old, new = (partition_key_for(prefix_of(key, depth)) for depth in (before, after))
+    put(home, {key: "gone", "calls/2024/b.wav": "gone"}, before)
+    put(home, {key: "ok"}, after)
+
+    forgetting = begin(home, old, new)
+    finish(forgetting)
+
+    assert everywhere_made(home, key) == {"corpus.jsonl", "corpus.sqlite", "a.wav.srt", "a.wav"}
+    assert everywhere_made(home, "calls/2024/b.wav") == set()
+    assert cached(home) == {sha_of(key)}
+    assert forgetting.retired == [old]
+    assert [item.line for item in forgetting.forgotten] == [
+        f"forgotten: {key} (its rows in {old}; another partition has it)",
+        "forgotten: calls/2024/b.wav (mirror copy, 1 cache entries)",
+    ]
+    assert (home.exports / "corpus.jsonl").read_text().count(key) == 2, "id and text, of one row"
+
+
+def test_what_is_gone_from_both_partitions_goes_from_everywhere(home: Home) -> None:
+    for depth in (1, 2):
+        put(home, {"calls/2024/a.wav": "gone"}, depth)
+
+    finish(begin(home, "calls", "calls/2024"))
+
+    assert everywhere_made(home, "calls/2024/a.wav") == set()
+    assert cached(home) == set()
