@@ -165,6 +165,8 @@ def run(
 
     if forget_gone and skip_summary:
         raise click.UsageError("--forget-gone rebuilds the summary and the report; leave out --skip-summary")
+    if forget_gone and limit is not None:
+        raise click.UsageError("--forget-gone has to look at every object, and what came back; leave out --limit")
     options = RunOptions(
         prefixes=prefixes,
         batch_size=batch_size,

@@ -145,18 +145,24 @@ class Forgetting:
 
     @staticmethod
     def of(
-        store: PartitionStore, home: HomeResource, chosen: Sequence[tuple[str, Callable[[str], bool]]]
+        store: PartitionStore,
+        home: HomeResource,
+        chosen: Sequence[tuple[str, Callable[[str], bool]]],
+        *,
+        bucket_listed: bool = True,
     ) -> Forgetting:
         """What there is to forget in the ``chosen`` partitions, each with a test of which keys are meant.
+
+        Where the bucket was not listed, only files of the mirror folder that never came from it.
 
         Raises:
             StorageError: a table cannot be read.
         """
         vanished = {}
         for partition, wants in chosen:
-            rows = store.read(schemas.RAW_AUDIO, [partition], ["id", "status"])
-            gone = rows.filter(pc.equal(rows.column("status"), "gone")).column("id").to_pylist()
-            if wanted := [key for key in gone if wants(key)]:
+            rows = store.read(schemas.RAW_AUDIO, [partition], ["id", "status", "etag"]).to_pylist()
+            meant = (row for row in rows if row["status"] == "gone" and (bucket_listed or row["etag"] is None))
+            if wanted := [row["id"] for row in meant if wants(row["id"])]:
                 vanished[partition] = wanted
         return Forgetting(store, home, vanished)
 

@@ -20,7 +20,7 @@ from audio_assets.dagster_home import open_instance, state_faults
 from audio_assets.errors import AudioAssetsError, BusyError, SettingsError, StorageError
 from audio_assets.forget import Forgetting
 from audio_assets.ingest.intake import IntakeOptions
-from audio_assets.ingest.selection import PASSED_OVER
+from audio_assets.ingest.selection import PASSED_OVER, Selection
 from audio_assets.partitions import PARTITIONS_NAME, partition_key_for, prefix_for, prefix_of
 from audio_assets.resources.duckdb_io import FILE_IDENTITY, PartitionedDuckDBIOManager
 from audio_assets.resources.home import HomeResource
@@ -175,7 +175,10 @@ def run_pipeline(
                 left -= int(result["raw_audio"]["objects_selected"])
             _add(report, result)
     forgetting = Forgetting.of(
-        store, HomeResource(), _filters(chosen, report.partitions if options.forget_gone else [])
+        store,
+        HomeResource(),
+        _filters(chosen, report.partitions if options.forget_gone else [], pipeline.selection),
+        bucket_listed=not options.skip_ingestion,
     )
     for partition in forgetting.vanished:
         say(f"forgetting {len(forgetting.vanished[partition])} objects of {partition}")
@@ -271,13 +274,18 @@ class _Pipeline:
         if self.home.shared is not None:
             # Journals of other machines would have to be looked for: nine requests and more for each prefix.
             return None
-        include, exclude = options.include, options.exclude
-        selection = self.resource.selection(
+        intake = IntakeOptions(selection=self.selection)
+        return Settled(self.resource, R2Resource(), self._made_by, self.assets, intake)
+
+    @property
+    def selection(self) -> Selection:
+        """Which objects count."""
+        include, exclude = self.options.include, self.options.exclude
+        return self.resource.selection(
             None if include is None else list(include),
             None if exclude is None else list(exclude),
-            options.max_object_bytes,
+            self.options.max_object_bytes,
         )
-        return Settled(self.resource, R2Resource(), self._made_by, self.assets, IntakeOptions(selection=selection))
 
     def _made_by(self, partition: str) -> str | None:
         """The run that made the transcripts of a partition last, as far as Dagster's history goes."""
@@ -524,12 +532,15 @@ def _pass_over(report: RunReport, counted: Mapping[str, Any]) -> None:
 
 
 def _filters(
-    chosen: Sequence[tuple[str, list[str]]], visited: Sequence[str]
+    chosen: Sequence[tuple[str, list[str]]], visited: Sequence[str], selection: Selection
 ) -> list[tuple[str, Callable[[str], bool]]]:
-    """The visited partitions, each with a test of which of its keys the run was about."""
+    """The visited partitions, each with a test of which of its keys the run was about.
+
+    Rows of other objects stay as they were: one that is `gone` there may be back.
+    """
     seen = set(visited)
     return [
-        (partition, IntakeOptions(key_prefixes=tuple(key_prefixes)).wants)
+        (partition, IntakeOptions(key_prefixes=tuple(key_prefixes), selection=selection).wants)
         for partition, key_prefixes in chosen
         if partition in seen
     ]

@@ -17,9 +17,11 @@ from audio_assets.demo_server import WeedServer
 from audio_assets.derived import clip_name, write_subtitles
 from audio_assets.errors import StorageError
 from audio_assets.forget import Forgetting
+from audio_assets.ingest.selection import Selection
 from audio_assets.partitions import partition_key_for, prefix_of
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
 from audio_assets.resources.home import HomeResource
+from audio_assets.runner import _filters
 from audio_assets.settings import Home
 from audio_assets.storage.exports import export_corpus
 from audio_assets.storage.partition_files import PartitionStore
@@ -155,13 +157,41 @@ def test_forgetting_that_is_killed_is_finished_by_the_next_run(home: Home, tmp_p
     assert audio_assets("verify", cwd=tmp_path, environment=environment).returncode == 0
 
 
-def test_forgetting_cannot_leave_the_report_as_it_was(home: Home, tmp_path: Path) -> None:
-    done = audio_assets(
-        "run", "--forget-gone", "--skip-summary", cwd=tmp_path, environment=subprocess_environment(home.root)
-    )
+@pytest.mark.parametrize("flags", [["--skip-summary"], ["--limit", "5"]])
+def test_forgetting_cannot_leave_out_the_report_or_a_part_of_the_bucket(
+    home: Home, tmp_path: Path, flags: list[str]
+) -> None:
+    done = audio_assets("run", "--forget-gone", *flags, cwd=tmp_path, environment=subprocess_environment(home.root))
     assert done.returncode == 2
-    assert "leave out --skip-summary" in done.stderr
+    assert f"leave out {flags[0]}" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.weights
+@pytest.mark.slow
+def test_what_a_run_did_not_look_at_is_not_forgotten(weed: WeedServer, home: Home, tmp_path: Path) -> None:
+    client = weed.client()
+    client.create_bucket(Bucket="returning")
+    for key in ("calls/back.mp3", "calls/stays.mp3"):
+        client.put_object(Bucket="returning", Key=key, Body=BODIES["03.mp3"])
+    environment = subprocess_environment(
+        home.root, **r2_environment(weed) | {"R2_BUCKET": "returning", "WHISPER_MODEL": packaged_model()}
+    )
+
+    def run(*flags: str) -> None:
+        done = audio_assets("run", *flags, cwd=tmp_path, environment=environment)
+        assert done.returncode == 0, done.stderr
+
+    run()
+    client.delete_object(Bucket="returning", Key="calls/back.mp3")
+    run()
+    assert ids(home, "raw_audio") == {"calls/back.mp3": "gone", "calls/stays.mp3": "ok"}
+    client.put_object(Bucket="returning", Key="calls/back.mp3", Body=BODIES["03.mp3"])
+
+    run("--forget-gone", "--exclude", "*/back.mp3")
+    assert {"raw_audio", "transcripts", "audio/calls/back.mp3"} <= everywhere(home, "calls/back.mp3")
+    run("--forget-gone")
+    assert ids(home, "raw_audio") == {"calls/back.mp3": "ok", "calls/stays.mp3": "ok"}
 
 
 def sha_of(key: str) -> str:
@@ -306,3 +336,25 @@ def test_what_is_gone_from_both_partitions_goes_from_everywhere(home: Home) -> N
 
     assert everywhere_made(home, "calls/2024/a.wav") == set()
     assert cached(home) == set()
+
+
+def test_only_what_the_run_looked_at_is_forgotten(home: Home) -> None:
+    put(home, {"calls/a.wav": "gone", "calls/b.wav": "gone", "other/c.wav": "gone"})
+    filters = _filters([("calls", ["calls/"]), ("other", [])], ["calls"], Selection(exclude=("*/b.wav",)))
+
+    found = Forgetting.of(PartitionStore(home.record), HomeResource(), filters)
+
+    assert found.vanished == {"calls": ["calls/a.wav"]}
+
+
+def test_where_the_bucket_was_not_listed_nothing_that_came_from_it_is_forgotten(home: Home) -> None:
+    rows: list[dict[str, object]] = [
+        {"id": "calls/own.wav", "prefix": "calls/", "status": "gone"},
+        {"id": "calls/fetched.wav", "prefix": "calls/", "status": "gone", "etag": "e"},
+    ]
+    store = PartitionStore(home.record)
+    store.write(schemas.RAW_AUDIO, schemas.RAW_AUDIO.from_rows(rows), "calls")
+
+    found = Forgetting.of(store, HomeResource(), [("calls", lambda key: True)], bucket_listed=False)
+
+    assert found.vanished == {"calls": ["calls/own.wav"]}
