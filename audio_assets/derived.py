@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +22,15 @@ from audio_assets.speech.compress import encode_flac
 from audio_assets.speech.decode import AudioStream
 from audio_assets.speech.engine import SAMPLE_RATE_HZ
 from audio_assets.storage.atomic import replacing_directory, write_bytes
+from audio_assets.storage.objects import Objects
 from audio_assets.storage.partition_files import PartitionStore
 from audio_assets.text import subtitles
 
 AUDIOFOLDER = "audiofolder"
 METADATA = "metadata.jsonl"
 """The file in which Hugging Face's ``audiofolder`` looks for the labels."""
+
+_PUBLISHED_LABELS = f"exports/{AUDIOFOLDER}/{METADATA}"
 
 MIN_SEGMENT_S = 0.1
 MAX_SEGMENT_S = 30.0
@@ -217,6 +220,52 @@ def keys_of(home: settings.Home) -> set[str]:
     return found
 
 
+def forget_published(home: settings.Home, objects: Objects, keys: Collection[str]) -> None:
+    """Remove what any machine has published of what was made of these objects.
+
+    Raises:
+        StorageError: the bucket refuses, or the labels there are damaged.
+    """
+    objects.delete(*_published(home, objects, keys))
+    while (found := objects.get(_PUBLISHED_LABELS)) is not None:
+        lines = _split(found[0])
+        kept = [line for line, key in _read_labels(lines, f"{objects.shown}/{_PUBLISHED_LABELS}") if key not in keys]
+        if len(kept) == len(lines) or objects.put(_PUBLISHED_LABELS, "".join(kept).encode(), replaces=found[1]):
+            break
+
+
+def published_of(home: settings.Home, objects: Objects, keys: Collection[str]) -> str | None:
+    """A published object that has something of one of these objects; None when there is none.
+
+    Raises:
+        StorageError: the bucket refuses, or the labels there are damaged.
+    """
+    found = objects.get(_PUBLISHED_LABELS)
+    if found is not None:
+        labels = _read_labels(_split(found[0]), f"{objects.shown}/{_PUBLISHED_LABELS}")
+        if any(key in keys for _, key in labels):
+            return _PUBLISHED_LABELS
+    return next(iter(_published(home, objects, keys)), None)
+
+
+def _published(home: settings.Home, objects: Objects, keys: Collection[str]) -> list[str]:
+    """The names of published subtitles and clips of these objects, however the publisher spelled them."""
+    spellings = (Mirror(home.audio).spelled_out, frozenset[str]())
+    names = {
+        subtitle_path(home.exports / format, key, format, spelled_out).relative_to(home.root).as_posix()
+        for key in keys
+        for format in subtitles.FORMATS
+        for spelled_out in spellings
+    }
+    clips = {clip_name(key, 1).name.partition("-")[0] for key in keys}
+    folder = f"exports/{AUDIOFOLDER}/data/"
+    return [
+        name
+        for name in objects.names("exports")
+        if name in names or (name.startswith(folder) and name.rpartition("/")[2].partition("-")[0] in clips)
+    ]
+
+
 def _files_of(home: settings.Home, keys: Collection[str]) -> Iterator[Path]:
     """The subtitles and clips of these objects."""
     spelled_out = Mirror(home.audio).spelled_out
@@ -240,13 +289,21 @@ def _labels(home: settings.Home) -> Iterator[tuple[str, str]]:
         return
     # A text may hold U+2028, U+2029 and U+0085, which end a line for `splitlines` and not in JSON Lines.
     with path.open(encoding="utf-8", newline="\n") as lines:
-        try:
-            for line in lines:
-                yield line, json.loads(line)["id"]
-        except (ValueError, TypeError, KeyError):
-            raise StorageError(
-                f"{path}: damaged; write it anew with `audio-assets audiofolder`, or delete the folder, then try again"
-            ) from None
+        yield from _read_labels(lines, str(path))
+
+
+def _split(body: bytes) -> list[str]:
+    return [line + "\n" for line in body.decode("utf-8", "replace").split("\n") if line]
+
+
+def _read_labels(lines: Iterable[str], shown: str) -> Iterator[tuple[str, str]]:
+    try:
+        for line in lines:
+            yield line, json.loads(line)["id"]
+    except (ValueError, TypeError, KeyError):
+        raise StorageError(
+            f"{shown}: damaged; write it anew with `audio-assets audiofolder`, or delete the folder, then try again"
+        ) from None
 
 
 def _rows(home: settings.Home, prefixes: Sequence[str]) -> Iterator[dict[str, Any]]:

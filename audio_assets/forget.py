@@ -15,7 +15,6 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -24,9 +23,11 @@ import pyarrow.compute as pc
 from audio_assets import derived, schemas
 from audio_assets.errors import StorageError
 from audio_assets.partitions import PARTITIONS_NAME, partition_key_for
+from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
 from audio_assets.resources.home import HomeResource
-from audio_assets.storage import exports
+from audio_assets.storage import exports, published
 from audio_assets.storage.atomic import crash_point, write_bytes
+from audio_assets.storage.objects import Objects
 from audio_assets.storage.partition_files import PartitionStore
 from audio_assets.storage.warehouse import PARTITION_COLUMN, Warehouse
 
@@ -46,6 +47,8 @@ _PURGED = (
 """Tables of a partition that go with its last row."""
 
 _ROWS_BY_ID = (schemas.RAW_AUDIO, schemas.TRANSCRIPTS, schemas.TOKENS, schemas.TRANSCRIPT_QUALITY)
+
+_MARK = "forgetting"
 
 _AGAIN = "run `audio-assets run --forget-gone` again"
 
@@ -97,40 +100,70 @@ class _Left:
 
 
 class _Mark:
-    """The file that says what is being forgotten. Who removes it has looked whether anything is left."""
+    """The file that says what is being forgotten. Who removes it has looked whether anything is left.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    Where the home is in a bucket it lies there: any machine finishes the work of another.
+    """
+
+    def __init__(self, home: HomeResource) -> None:
+        self._path, self._objects = home.paths().root / _MARK, home.objects()
 
     def exists(self) -> bool:
-        return self._path.exists()
+        return self._get()[0] is not None
 
     def read(self) -> _Marked:
-        try:
-            told = json.loads(self._path.read_bytes())
-            rows = {(str(row["partition"]), str(row["id"])): frozenset(map(str, row["sha256"])) for row in told["rows"]}
-            return _Marked(rows, bool(told["complete"]))
-        except FileNotFoundError:
-            return _Marked()
-        except (ValueError, TypeError, KeyError):
-            return _Marked(complete=False)
+        return _marked(self._get()[0])
 
     def add(self, rows: Mapping[Row, Collection[str]]) -> None:
-        """Note ``rows`` beside those of earlier runs; on the disk when this returns.
+        """Note ``rows`` beside those of earlier runs; stored when this returns.
 
         Raises:
             OSError: the disk refused.
+            StorageError: the bucket refused.
         """
-        before = self.read()
-        all_rows = {row: {*hashes, *before.rows.get(row, ())} for row, hashes in rows.items()}
-        told = [
-            {"partition": partition, "id": key, "sha256": sorted(hashes)}
-            for (partition, key), hashes in sorted({**before.rows, **all_rows}.items())
-        ]
-        write_bytes(self._path, json.dumps({"rows": told, "complete": before.complete}).encode())
+        while True:
+            body, etag = self._get()
+            before = _marked(body)
+            told = {row: {*hashes, *before.rows.get(row, ())} for row, hashes in rows.items()}
+            listed = [
+                {"partition": partition, "id": key, "sha256": sorted(hashes)}
+                for (partition, key), hashes in sorted({**before.rows, **told}.items())
+            ]
+            if self._put(json.dumps({"rows": listed, "complete": before.complete}).encode(), etag):
+                return
 
     def remove(self) -> None:
-        self._path.unlink(missing_ok=True)
+        if self._objects is not None:
+            self._objects.delete(_MARK)
+        else:
+            self._path.unlink(missing_ok=True)
+
+    def _get(self) -> tuple[bytes | None, str | None]:
+        """What it says, and its ETag in a bucket."""
+        if self._objects is not None:
+            return self._objects.get(_MARK) or (None, None)
+        try:
+            return self._path.read_bytes(), None
+        except FileNotFoundError:
+            return None, None
+
+    def _put(self, body: bytes, etag: str | None) -> bool:
+        if self._objects is not None:
+            return self._objects.put(_MARK, body, replaces=etag, is_new=etag is None) is not None
+        write_bytes(self._path, body)
+        return True
+
+
+def _marked(body: bytes | None) -> _Marked:
+    """What a mark says; nothing is known of one that is damaged."""
+    if body is None:
+        return _Marked()
+    try:
+        told = json.loads(body)
+        rows = {(str(row["partition"]), str(row["id"])): frozenset(map(str, row["sha256"])) for row in told["rows"]}
+        return _Marked(rows, bool(told["complete"]))
+    except (ValueError, TypeError, KeyError):
+        return _Marked(complete=False)
 
 
 @dataclass
@@ -173,7 +206,7 @@ class Forgetting:
 
     @property
     def _mark(self) -> _Mark:
-        return _Mark(self.home.paths().root / "forgetting")
+        return _Mark(self.home)
 
     def purge(self, partition: str, instance: dg.DagsterInstance) -> bool:
         """Remove copies, cache entries and the rows of `raw_audio`; whether the partition still has rows.
@@ -225,13 +258,14 @@ class Forgetting:
         self.retired.append(partition)
         return False
 
-    def finish(self, warehouse: Warehouse) -> None:
-        """Rebuild the warehouse and every export that is there, and make sure that nothing is left.
+    def finish(self, manager: PartitionedDuckDBIOManager) -> None:
+        """Rebuild the warehouse and every export that is there, publish them, and make sure that nothing is left.
 
         Raises:
             StorageError: something of a forgotten object is still there; the message names it.
-            BusyError: another process is loading the warehouse.
+            BusyError: another process is loading the warehouse, or a newer one was published meanwhile.
         """
+        warehouse = manager.warehouse()
         directory = self.home.paths().exports
         for entry in self._exports():
             if entry.get("record") == self._record(entry):
@@ -256,8 +290,35 @@ class Forgetting:
         crash_point("forget:made-of-it-removed")
         # Rows that are deleted stay in a database's free pages: only a new file holds nothing of them.
         warehouse.rebuild()
+        objects = self.home.objects()
+        if objects is not None:
+            self._publish(objects, manager, left)
         self._prove(warehouse, left)
+        if objects is not None:
+            self._prove_published(objects, left)
         self._mark.remove()
+
+    def _publish(self, objects: Objects, manager: PartitionedDuckDBIOManager, left: _Left) -> None:
+        """Bring what was made anew to where all machines share it, and remove there what is no longer true.
+
+        Subtitles and clips of other objects stay: another machine may have published them.
+        """
+        paths = self.home.paths()
+        derived.forget_published(paths, objects, left.keys)
+        objects.delete(*self._unknown_exports(objects))
+        for name in (*exports.FILE_NAMES.values(), exports.MANIFEST):
+            if (paths.exports / name).exists():
+                self.home.publish(paths.exports / name)
+        # Not one that somebody begins to publish from here on.
+        there = set(objects.names("warehouse"))
+        manager.publish()
+        objects.delete(*(name for name in published.outdated(objects) if name in there))
+
+    def _unknown_exports(self, objects: Objects) -> list[str]:
+        """Published exports that this machine has not: it cannot tell how they were made."""
+        directory = self.home.paths().exports
+        known = {f"exports/{name}" for name in exports.FILE_NAMES.values() if not (directory / name).exists()}
+        return [name for name in objects.names("exports") if name in known]
 
     def _left(self) -> _Left:
         """What is marked and has no row any more, here or by a run before: nothing of it may be left.
@@ -348,6 +409,17 @@ class Forgetting:
                 found = connection.execute(query, [partitions, ids]).fetchone()
                 if found is not None:
                     raise StorageError(f"{warehouse.path}: table {table.name} still has {found[0]!r}; {_AGAIN}")
+
+    def _prove_published(self, objects: Objects, left: _Left) -> None:
+        """Look for all that may not be in the bucket any more.
+
+        Raises:
+            StorageError: something is.
+        """
+        made = derived.published_of(self.home.paths(), objects, left.keys)
+        found = [*([] if made is None else [made]), *self._unknown_exports(objects), *published.outdated(objects)]
+        if found:
+            raise StorageError(f"{objects.shown}/{found[0]}: still there; {_AGAIN}")
 
 
 def _refused(error: OSError) -> StorageError:

@@ -198,7 +198,7 @@ def run_pipeline(
 
     corpus = pipeline.corpus()
     if options.forget_gone and forgetting.unfinished:
-        forgetting.finish(PartitionedDuckDBIOManager().warehouse())
+        forgetting.finish(PartitionedDuckDBIOManager())
     report.forgotten = [asdict(item) for item in forgetting.forgotten]
     report.retired = forgetting.retired
     if not options.skip_summary:

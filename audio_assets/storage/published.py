@@ -25,13 +25,17 @@ def publish(objects: Objects, database: Path, number: int) -> str:
     """
     sha256 = _sha256(database)
     name = f"warehouse/{sha256[:32]}.duckdb"
+    uploaded = False
     while True:
         found = objects.get(LATEST)
         latest = read_json(found) or {}
         if int(latest.get("number", 0)) > number:
+            if uploaded and name not in (latest.get("file"), latest.get("before")):
+                objects.delete(name)
             raise SupersededError(f"{objects.shown}/{LATEST}: a newer warehouse is published; this one is dropped")
         if latest.get("file") != name:
             objects.upload(database, name)
+            uploaded = True
         old = latest.get("file")
         body = json.dumps({"file": name, "sha256": sha256, "number": number, "before": old}).encode()
         if objects.put(LATEST, body, replaces=found[1] if found else None, is_new=found is None) is not None:
@@ -41,6 +45,15 @@ def publish(objects: Objects, database: Path, number: int) -> str:
         # The last but one: nobody begins to read it any more.
         objects.delete(before)
     return name
+
+
+def outdated(objects: Objects) -> list[str]:
+    """Databases that were published and are not current: earlier ones, and those of publishers that were superseded.
+
+    One that is being published is among them, until `LATEST` names it.
+    """
+    current = (read_json(objects.get(LATEST)) or {}).get("file")
+    return [name for name in objects.names("warehouse") if name.endswith(".duckdb") and name != current]
 
 
 def fetch(objects: Objects, database: Path) -> bool:

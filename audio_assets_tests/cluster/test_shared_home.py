@@ -27,7 +27,7 @@ from audio_assets.speech import shared_cache
 from audio_assets.speech.shared_cache import SharedTranscriptCache
 from audio_assets.speech.shared_cap import BucketCap, Money
 from audio_assets.storage import published
-from audio_assets.storage.objects import Objects
+from audio_assets.storage.objects import Objects, read_json
 from audio_assets.storage.partition_files import PartitionStore
 from audio_assets_tests.conftest import PipelineRun, audio_assets, r2_environment, subprocess_environment
 from audio_assets_tests.storage.rows import tokens
@@ -247,6 +247,27 @@ def test_of_two_publishers_the_later_one_stays_and_the_file_comes_whole(objects:
     assert not published.fetch(objects, target)
     with duckdb.connect(str(target), read_only=True) as connection:
         assert connection.execute("SELECT name FROM t").fetchall() == [("two",)]
+
+
+def test_a_publisher_that_is_overtaken_while_it_uploads_leaves_nothing_behind(
+    objects: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("old", "new"):
+        (tmp_path / name).write_text(name)
+    upload = Objects.upload
+
+    def overtaken(self: Objects, path: Path, name: str) -> None:
+        monkeypatch.setattr(Objects, "upload", upload)
+        upload(self, path, name)
+        published.publish(objects, tmp_path / "new", 2)
+
+    monkeypatch.setattr(Objects, "upload", overtaken)
+    with pytest.raises(SupersededError):
+        published.publish(objects, tmp_path / "old", 1)
+    assert [name for name in objects.names("warehouse") if name != published.LATEST] == [
+        (read_json(objects.get(published.LATEST)) or {})["file"]
+    ]
+    assert published.outdated(objects) == []
 
 
 @pytest.fixture
