@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -231,9 +231,14 @@ def home_at(place: str | Path) -> Home:
     if "://" not in text:
         return Home(expanded(text, "AUDIO_ASSETS_HOME").absolute())
     scratch = expanded(load().audio_assets_scratch or "~/.cache/audio_assets", "AUDIO_ASSETS_SCRATCH")
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+        told = f"{parts.hostname}/{parts.path}?{parts.query}"
+    except ValueError:
+        # Whoever opens the bucket says what is wrong.
+        told = text
     # One directory for each: copies of two buckets must not mix. The URL may hold a secret, so its name is a hash.
-    name = hashlib.sha256(f"{parts.hostname}/{parts.path}?{parts.query}".encode()).hexdigest()[:16]
+    name = hashlib.sha256(told.encode()).hexdigest()[:16]
     return Home(scratch.absolute() / name, text)
 
 
@@ -384,6 +389,40 @@ def require_secure(url: str, variable: str) -> None:
         raise SettingsError(f"{variable} has a user or a password in it; keys have variables of their own")
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK):
         raise SettingsError(f"{variable} is not https; plain http is for this machine alone (127.0.0.1)")
+
+
+def r2_endpoint(url: str | None = None, account: str | None = None, bucket: str | None = None) -> str:
+    """The endpoint of R2, without a trailing slash or the name of the bucket of recordings.
+
+    What is given goes before the environment, an address before an account.
+
+    Raises:
+        SettingsError: no endpoint and no account id is set, or the endpoint is no https address (http is for this
+            machine), or has a password or a path.
+    """
+    configured = load()
+    if url is None and account is None:
+        url, account = configured.r2_endpoint_url, configured.r2_account_id
+    if url is None:
+        account = require(account, "R2_ACCOUNT_ID", "the bucket's endpoint follows from it (or set R2_ENDPOINT_URL)")
+        return f"https://{account}.r2.cloudflarestorage.com"
+    try:
+        parts = urlsplit(url.strip())
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        shown = "" if "@" in url else f"{url!r} "
+        raise SettingsError(
+            f"R2_ENDPOINT_URL {shown}is not an address; it looks like https://….r2.cloudflarestorage.com"
+        )
+    require_secure(url, "R2_ENDPOINT_URL")
+    # Cloudflare's dashboard shows the address with the bucket at its end.
+    path = parts.path.rstrip("/")
+    if path and path == f"/{bucket or configured.r2_bucket}":
+        path = ""
+    if path:
+        raise SettingsError(f"R2_ENDPOINT_URL {url!r} has a path; leave out {path!r}, and name the bucket in R2_BUCKET")
+    return urlunsplit((parts.scheme, parts.netloc, "", "", ""))
 
 
 def require(value: object | None, variable: str, purpose: str) -> str:

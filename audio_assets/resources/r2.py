@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from dagster import InitResourceContext
 from dagster_aws.s3 import S3Resource
@@ -107,32 +106,8 @@ class R2Resource(Travelling, S3Resource):
             SettingsError: no endpoint and no account id is set, or the endpoint is no https address (http is for this
                 machine).
         """
-        configured = settings.load()
-        # What is given in code or run configuration goes before the environment, whichever of the two it is.
-        url = self.endpoint_url
-        account = self.account_id
-        if url is None and account is None:
-            url, account = configured.r2_endpoint_url, configured.r2_account_id
-        if url is None:
-            account = settings.require(
-                account, "R2_ACCOUNT_ID", "the bucket's endpoint follows from it (or set R2_ENDPOINT_URL)"
-            )
-            return f"https://{account}.r2.cloudflarestorage.com"
-        parts = urlsplit(url.strip())
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise SettingsError(
-                f"R2_ENDPOINT_URL {url!r} is not an address; it looks like https://….r2.cloudflarestorage.com"
-            )
-        settings.require_secure(url, "R2_ENDPOINT_URL")
-        # Cloudflare's dashboard shows the address with the bucket at its end.
-        path = parts.path.rstrip("/")
-        if path and path == f"/{self.bucket or configured.r2_bucket}":
-            path = ""
-        if path:
-            raise SettingsError(
-                f"R2_ENDPOINT_URL {url!r} has a path; leave out {path!r}, and name the bucket in R2_BUCKET"
-            )
-        return urlunsplit((parts.scheme, parts.netloc, "", "", ""))
+        # What is given in code goes before the environment, whichever of the two it is.
+        return settings.r2_endpoint(self.endpoint_url, self.account_id, self.bucket)
 
     def get_client(self) -> Any:
         """A new boto3 S3 client; share it between threads.

@@ -27,7 +27,7 @@ class Objects:
     def __init__(self, url: str) -> None:
         place = place_for(url)
         if not isinstance(place, Bucket):
-            raise SettingsError(f"{url!r} names no bucket; write s3://bucket/folder or r2://bucket/folder")
+            raise SettingsError(f"{place.shown} is in no bucket; write s3://bucket/folder or r2://bucket/folder")
         self._place = place
         self.shown = place.shown
 

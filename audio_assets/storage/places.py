@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from audio_assets import settings
 from audio_assets.errors import SettingsError, StorageError, SupersededError
@@ -77,15 +77,13 @@ def place_for(root: str | Path) -> Place:
     """
     if isinstance(root, Path) or "://" not in root:
         return Directory(Path(root).expanduser().absolute())
-    parts = urlsplit(root)
-    if parts.scheme == "file":
-        return Directory(Path(unquote(parts.path)))
-    if parts.scheme in ("s3", "r2"):
-        if not parts.hostname:
-            raise SettingsError(f"{root!r} names no bucket; write {parts.scheme}://bucket/folder")
+    scheme = root.partition("://")[0].lower()
+    if scheme == "file":
+        return Directory(Path(unquote(urlsplit(root).path)))
+    if scheme in ("s3", "r2"):
         return Bucket(_location(root))
     raise SettingsError(
-        f"{parts.scheme}:// is no place for tables; use a directory, s3://bucket/folder or r2://bucket/folder"
+        f"{scheme}:// is no place for tables; use a directory, s3://bucket/folder or r2://bucket/folder"
     )
 
 
@@ -208,42 +206,70 @@ class Location:
 
 
 def _location(url: str) -> Location:
-    parts = urlsplit(url)
+    parts = _parts(url)
     query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     unknown = query.keys() - {"endpoint_override", "scheme", "region"}
     if unknown:
         raise SettingsError(
-            f"{parts.scheme}://{parts.hostname}: unknown option {sorted(unknown)[0]!r};"
-            " use endpoint_override, scheme, region"
+            f"{parts.scheme}://{parts.hostname}: an unknown option; use endpoint_override, scheme, region"
         )
     netloc = parts.netloc.rpartition("@")[2]
     if parts.scheme == "r2":
         read = settings.load()
         purpose = "tables are to be kept in R2"
-        endpoint = read.r2_endpoint_url
-        if not endpoint:
-            account = settings.require(read.r2_account_id, "R2_ACCOUNT_ID", purpose)
-            endpoint = f"https://{account}.r2.cloudflarestorage.com"
         return Location(
             "r2",
             netloc,
             parts.path.strip("/"),
-            endpoint,
+            settings.r2_endpoint(),
             "auto",
             settings.require(read.r2_access_key_id, "R2_ACCESS_KEY_ID", purpose),
             settings.require(read.r2_secret_access_key, "R2_SECRET_ACCESS_KEY", purpose),
         )
-    host = query.get("endpoint_override")
-    endpoint_url = host if host and "://" in host else f"{query.get('scheme', 'https')}://{host}" if host else None
     return Location(
         "s3",
         netloc,
         parts.path.strip("/"),
-        endpoint_url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
+        _s3_endpoint(query),
         query.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
         unquote(parts.username) if parts.username else None,
         unquote(parts.password) if parts.password else None,
     )
+
+
+def _parts(url: str) -> SplitResult:
+    """The parts of a bucket's address. Where it cannot be read, no error repeats it: it may hold a secret."""
+    scheme = url.partition("://")[0].lower()
+    try:
+        parts = urlsplit(url)
+        bucket = parts.netloc.rpartition("@")[2]
+        # A secret with a `/`, `?` or `#` in it ends the part that it belongs to, and lies in the rest.
+        rest = f"{parts.path}{parts.query}{parts.fragment}"
+    except ValueError:
+        bucket, rest = "", ""
+    if not bucket or ":" in bucket or "@" in rest:
+        raise SettingsError(
+            f"the {scheme}:// address names no bucket, or holds a key or a secret as it is: write {scheme}://bucket/folder,"
+            " and set keys by their variables, or with quote() of urllib.parse (`/` is %2F, `@` is %40)"
+        )
+    return parts
+
+
+def _s3_endpoint(query: dict[str, str]) -> str | None:
+    """The address of the server; None for AWS.
+
+    Raises:
+        SettingsError: it is neither https nor this machine's, or holds a password.
+    """
+    host = query.get("endpoint_override")
+    if host:
+        return settings.secure_url(
+            host if "://" in host else f"{query.get('scheme', 'https')}://{host}", "endpoint_override"
+        )
+    for variable in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if found := os.environ.get(variable):
+            return settings.secure_url(found, variable)
+    return None
 
 
 class Bucket:
@@ -407,7 +433,7 @@ class Bucket:
             from botocore.config import Config
 
             where = self._location
-            self._s3 = boto3.session.Session().client(
+            client = boto3.session.Session().client(
                 "s3",
                 endpoint_url=where.endpoint_url,
                 region_name=where.region or "us-east-1",
@@ -422,6 +448,8 @@ class Bucket:
                     retries={"mode": "standard", "max_attempts": 4},
                 ),
             )
+            settings.require_secure(client.meta.endpoint_url, "endpoint_url of AWS's configuration")
+            self._s3 = client
         return self._s3
 
     @contextlib.contextmanager

@@ -158,6 +158,47 @@ def test_r2_urls_take_their_settings_from_the_r2_variables(weed: WeedServer, mon
     assert store.read(TOKENS).num_rows == 1
 
 
+@pytest.mark.parametrize("address", ["http://127.0.0.2:1", "https://me:canary@r2.example", "https://[r2"])
+def test_an_endpoint_that_the_recordings_client_refuses_is_none_for_tables_either(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("R2_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("R2_SECRET_ACCESS_KEY", "secret")
+    for variable, root in (
+        ("R2_ENDPOINT_URL", "r2://corpus/tables"),
+        ("AWS_ENDPOINT_URL", "s3://corpus/tables"),
+        ("AWS_ENDPOINT_URL_S3", "s3://corpus/tables"),
+        ("endpoint_override", f"s3://corpus/tables?endpoint_override={quote(address)}"),
+    ):
+        with monkeypatch.context() as set_here:
+            set_here.setenv(variable, address)
+            with pytest.raises(SettingsError, match=variable) as told:
+                PartitionStore(root)
+        assert "canary" not in str(told.value)
+
+
+def test_an_endpoint_of_awss_configuration_file_is_looked_at_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").write_text("[default]\nendpoint_url = http://127.0.0.2:1\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    with pytest.raises(SettingsError, match=r"endpoint_url .*is not https"):
+        PartitionStore("s3://key:secret@corpus/tables").partitions(TOKENS)
+
+
+def test_tables_are_not_put_into_the_bucket_that_the_endpoint_ends_in(
+    weed: WeedServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in weed.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("R2_BUCKET", "calls")
+    monkeypatch.setenv("R2_ENDPOINT_URL", f"{weed.endpoint_url}/calls")
+    folder = f"ending-{tmp_path.name}"
+    PartitionStore(f"r2://{BUCKET}/{folder}").write(TOKENS, TOKENS.empty(), "a")
+    found = weed_client(weed).list_objects_v2(Bucket=BUCKET, Prefix=folder)["Contents"]
+    assert [item["Key"] for item in found] == [f"{folder}/tokens/a.parquet"]
+
+
 def test_a_server_that_is_not_there_is_a_storage_error_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     store = PartitionStore("s3://key:secret@bucket/tables?endpoint_override=127.0.0.1:9&scheme=http")
     start = time.monotonic()

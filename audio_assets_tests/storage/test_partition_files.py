@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from audio_assets import schemas
 from audio_assets.errors import SchemaError, SettingsError, StorageError
+from audio_assets.storage.objects import Objects
 from audio_assets.storage.partition_files import PartitionStore, Unreadable, file_name_for, partition_of
 from audio_assets.storage.places import place_for
 
@@ -358,3 +359,27 @@ def test_importing_the_stages_imports_no_bucket_client() -> None:
     code = "import sys, audio_assets.storage.exports; print('boto3' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"]
+
+
+@pytest.mark.parametrize(
+    "root",
+    [
+        "s3://AKIA:se/canary@bucket/folder",
+        "s3://AKIA:se?canary@bucket/folder",
+        "s3://AKIA:se#canary@bucket/folder",
+        "s3://AK/IA:canary@bucket/folder",
+        "s3://:canary@/folder",
+        "s3://AKIA:se[canary@bucket/folder",
+        "s3://bucket:canary/folder",
+        "s3://bucket/folder?canary=1",
+        "s3://bucket/folder?endpoint_override=https://me:canary@127.0.0.1",
+        "r2://AKIA:se/canary@bucket/folder",
+    ],
+)
+def test_an_address_with_a_secret_that_cannot_be_read_is_refused_and_not_repeated(root: str) -> None:
+    for ask in (place_for, Objects):
+        with pytest.raises(SettingsError) as told:
+            ask(root)
+        assert "canary" not in str(told.value)
+        assert "AKIA" not in str(told.value)
+        assert "\n" not in str(told.value)
