@@ -15,6 +15,7 @@ from audio_assets.errors import SettingsError
 from audio_assets.ingest.remote_errors import settings_error, translated
 from audio_assets.resources.run_config import refuse_in_run_config
 from audio_assets.resources.travelling import Travelling
+from audio_assets.storage.bucket_client import without_redirects
 
 _NOT_OF_A_RUN = {
     "endpoint_url": "R2_ENDPOINT_URL",
@@ -139,7 +140,7 @@ class R2Resource(Travelling, S3Resource):
         try:
             session = botocore.session.Session()
             session.register_component("data_loader", _service_models())
-            return boto3.session.Session(botocore_session=session, profile_name=self.profile_name).client(
+            client = boto3.session.Session(botocore_session=session, profile_name=self.profile_name).client(
                 "s3",
                 endpoint_url=endpoint,
                 region_name=self.region_name,
@@ -158,6 +159,7 @@ class R2Resource(Travelling, S3Resource):
                 ),
                 **credentials,
             )
+            return without_redirects(client)
         except BotoCoreError as error:
             doomed = settings_error(error, bucket=str(self.bucket or configured.r2_bucket), endpoint=endpoint)
             raise doomed or SettingsError(f"no client for {endpoint}: {error}") from error

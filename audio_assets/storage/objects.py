@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from audio_assets.errors import SettingsError
+from audio_assets.storage.bucket_client import whole
 from audio_assets.storage.places import Bucket, place_for
 
 _PRECONDITION = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
@@ -42,12 +43,15 @@ class Objects:
 
         with self._place.errors(name):
             try:
-                found = self._place.client().get_object(Bucket=self._place.bucket, Key=self._place.key(name))
-                return found["Body"].read(), found["ETag"]
+                return whole(lambda: self._ask(name))
             except ClientError as error:
                 if error.response["Error"].get("Code") in _MISSING:
                     return None
                 raise
+
+    def _ask(self, name: str) -> tuple[bytes, str]:
+        found = self._place.client().get_object(Bucket=self._place.bucket, Key=self._place.key(name))
+        return found["Body"].read(), found["ETag"]
 
     def put(self, name: str, body: bytes, *, replaces: str | None = None, is_new: bool = False) -> str | None:
         """Store an object; its ETag, or None when a condition does not hold and nothing was done.
@@ -97,8 +101,9 @@ class Objects:
 
     def upload(self, path: Path, name: str) -> None:
         """Store a file, of any size."""
-        with self._place.errors(name):
-            self._place.client().upload_file(str(path), self._place.bucket, self._place.key(name))
+        # `upload_file` hides why the bucket refused.
+        with self._place.errors(name), path.open("rb") as file:
+            self._place.client().upload_fileobj(file, self._place.bucket, self._place.key(name))
 
     def download(self, name: str, path: Path) -> None:
         """Fetch an object to a file: the caller puts it in place."""

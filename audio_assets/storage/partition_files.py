@@ -1,6 +1,6 @@
 """The record: one immutable Parquet file per table and partition, on a local disk or in an S3 bucket.
 
-A file is complete or not there at all: on a disk it is written aside and renamed, in a bucket it is put in one upload.
+A file is complete or not there at all: on a disk it is written aside and renamed, in a bucket it is put in one request.
 Rows are matched to columns by name against `schemas.py` and kept in the order of the table's key. Any number of
 processes on any number of machines may write; of two writers of one partition the last one wins, whole.
 """
@@ -233,16 +233,14 @@ class PartitionStore:
             partitions_: list[str | None] = [file.partition for file in self.partitions(table)]
         else:
             partitions_ = list(dict.fromkeys(partitions))
-        paths: list[str] = []
-        filesystem = None
+        fragments: list[Any] = []
         old: list[pa.Table] = []
         for partition in partitions_:
             path = f"{table.name}/{file_name_for(partition)}"
             try:
                 with self._open(table, partition, path) as file:
                     if (file.metadata.metadata or {}).get(SCHEMA_KEY) == schema_version(table).encode():
-                        filesystem, inner = self._place.arrow(path)
-                        paths.append(inner)
+                        fragments.append(self._place.fragment(path))
                     else:
                         old.append(_read(file, table))
             except FileNotFoundError:
@@ -252,7 +250,7 @@ class PartitionStore:
                     raise
                 on_unreadable(Unreadable(self._place.uri(path), str(error)))
         schema = table.schema
-        parts = [ds.dataset(paths, schema=schema, filesystem=filesystem, format="parquet")] if paths else []
+        parts = [ds.FileSystemDataset(fragments, schema, fragments[0].format)] if fragments else []
         if old or not parts:
             parts.append(ds.dataset(pa.concat_tables([table.empty(), *old])))
         return parts[0] if len(parts) == 1 else ds.dataset(parts)

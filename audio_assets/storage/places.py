@@ -6,6 +6,7 @@ Both offer the same few operations on paths of the form ``<table>/<file name>``.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -17,18 +18,18 @@ from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 from audio_assets import settings
 from audio_assets.errors import SettingsError, StorageError, SupersededError
 from audio_assets.storage import atomic
+from audio_assets.storage.bucket_client import Pieces, points_elsewhere, whole, without_redirects
 
 _BUCKET_THREADS = 16
 """Requests in flight to a bucket. On a local disk the number of cores is the limit."""
 
 _WHOLE_BYTES = 4 * 2**20
 
-_UPLOAD_PIECE_BYTES = 10 * 2**20
-
 _FENCE = "fence"
 """Name of the metadata that says which run wrote an object."""
 
-_DENIED = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "Unauthorized", "HTTP status 403")
+_DENIED = ("403", "401", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Unauthorized")
+_MISSING = ("404", "NoSuchKey", "NotFound")
 
 
 class Place(Protocol):
@@ -49,8 +50,8 @@ class Place(Protocol):
         """Open for random reads; `FileNotFoundError` when it is not there."""
         ...
 
-    def arrow(self, path: str) -> tuple[Any, str]:
-        """The `pyarrow.fs.FileSystem` that ``path`` lies in, and its path there."""
+    def fragment(self, path: str) -> Any:
+        """The Parquet file at ``path`` as a part of a `pyarrow.dataset.FileSystemDataset`, for reading it later."""
         ...
 
     def write(self, path: str, produce: Callable[[Any], None], fence: int | None = None) -> tuple[str, int]:
@@ -130,11 +131,11 @@ class Directory:
         with pa.OSFile(str(self.root / path)) as source:
             yield source
 
-    def arrow(self, path: str) -> tuple[Any, str]:
-        """The local file system, and the absolute path."""
-        from pyarrow import fs
+    def fragment(self, path: str) -> Any:
+        """The Parquet file at ``path`` as a part of a dataset."""
+        from pyarrow import dataset, fs
 
-        return fs.LocalFileSystem(), str(self.root / path)
+        return dataset.ParquetFileFormat().make_fragment(str(self.root / path), fs.LocalFileSystem())
 
     def write(self, path: str, produce: Callable[[Any], None], fence: int | None = None) -> tuple[str, int]:
         """Replace ``path`` by what ``produce`` writes; return identity and size in bytes.
@@ -279,7 +280,6 @@ class Bucket:
         self._location = location
         self.shown = f"{location.scheme}://{location.bucket}/{location.folder}".rstrip("/")
         self.threads = _BUCKET_THREADS
-        self._files: Any = None
         self._s3: Any = None
 
     def uri(self, path: str) -> str:
@@ -308,17 +308,61 @@ class Bucket:
         """Open ``path`` for random reads."""
         import pyarrow as pa
 
-        with self.errors(path):
-            source = self._filesystem().open_input_file(self._path(path))
-            size = source.size()
-            # One request for the whole of a small file instead of one for each of its columns.
-            whole = source.read_buffer(size) if size <= _WHOLE_BYTES else None
-        with source:
-            yield source if whole is None else pa.BufferReader(whole)
+        size, etag, content = self._begin(path)
+        if content is not None:
+            yield pa.BufferReader(content)
+            return
+        with pa.PythonFile(self._pieces(path, size, etag), "r") as source:
+            yield source
 
-    def arrow(self, path: str) -> tuple[Any, str]:
-        """The bucket's file system, and bucket and key."""
-        return self._filesystem(), self._path(path)
+    def fragment(self, path: str) -> Any:
+        """The Parquet file at ``path`` as a part of a dataset."""
+        import pyarrow as pa
+        from pyarrow import dataset
+
+        with self.errors(path):
+            head = self._head(path)
+        if head is None:
+            raise self._no_such(path)
+        source = pa.PythonFile(self._pieces(path, int(head["ContentLength"]), head["ETag"]), "r")
+        return dataset.ParquetFileFormat().make_fragment(source)
+
+    def _begin(self, path: str) -> tuple[int, str, bytes | None]:
+        """Size and ETag of an object, and its bytes where they are few: one request instead of one for each column."""
+        from botocore.exceptions import ClientError
+
+        def ask() -> tuple[int, str, bytes | None]:
+            found = self.client().get_object(Bucket=self._location.bucket, Key=self.key(path))
+            with contextlib.closing(found["Body"]) as body:
+                size = int(found["ContentLength"])
+                return size, found["ETag"], body.read() if size <= _WHOLE_BYTES else None
+
+        with self.errors(path):
+            try:
+                return whole(ask)
+            except ClientError as error:
+                if error.response["Error"].get("Code") in _MISSING:
+                    raise self._no_such(path) from None
+                raise
+
+    def _pieces(self, path: str, size_bytes: int, etag: str) -> Pieces:
+        """The object for random reads, as long as it is the one with this ETag."""
+
+        def fetch(begin: int, count: int) -> bytes:
+            piece = {"Range": f"bytes={begin}-{begin + count - 1}", "IfMatch": etag}
+
+            def ask() -> bytes:
+                found = self.client().get_object(Bucket=self._location.bucket, Key=self.key(path), **piece)
+                with contextlib.closing(found["Body"]) as body:
+                    return bytes(body.read())
+
+            with self.errors(path):
+                return whole(ask)
+
+        return Pieces(self.uri(path), size_bytes, fetch)
+
+    def _no_such(self, path: str) -> FileNotFoundError:
+        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.uri(path))
 
     def write(self, path: str, produce: Callable[[Any], None], fence: int | None = None) -> tuple[str, int]:
         """Replace ``path`` by what ``produce`` writes; return identity and size in bytes.
@@ -328,7 +372,6 @@ class Bucket:
         """
         import pyarrow as pa
 
-        # Closing an upload completes it, even after an error: the file is made whole before the upload begins.
         buffer = pa.BufferOutputStream()
         produce(buffer)
         body = buffer.getvalue()
@@ -336,12 +379,9 @@ class Bucket:
         if fence is not None:
             return self._write_fenced(path, body, fence)
         with self.errors(path):
-            with self._filesystem().open_output_stream(self._path(path)) as sink:
-                for start in range(0, body.size, _UPLOAD_PIECE_BYTES):
-                    sink.write(body.slice(start, min(_UPLOAD_PIECE_BYTES, body.size - start)))
-            head = self.client().head_object(Bucket=self._location.bucket, Key=self.key(path))
+            done = self.client().put_object(Bucket=self._location.bucket, Key=self.key(path), Body=body.to_pybytes())
         atomic.crash_point("partition:after-rename")
-        return head["ETag"].strip('"'), int(head["ContentLength"])
+        return done["ETag"].strip('"'), body.size
 
     def _write_fenced(self, path: str, body: Any, fence: int) -> tuple[str, int]:
         """Put ``body`` unless somebody with a greater ``fence`` has put theirs: the bucket decides between two."""
@@ -389,7 +429,7 @@ class Bucket:
         try:
             head: dict[str, Any] = self.client().head_object(Bucket=self._location.bucket, Key=self.key(path))
         except ClientError as error:
-            if error.response["Error"].get("Code") in ("404", "NoSuchKey", "NotFound"):
+            if error.response["Error"].get("Code") in _MISSING:
                 return None
             raise
         return head
@@ -403,31 +443,9 @@ class Bucket:
         """The whole key of ``path``."""
         return f"{self._location.folder}/{path}" if self._location.folder else path
 
-    def _path(self, path: str) -> str:
-        return f"{self._location.bucket}/{self.key(path)}"
-
-    def _filesystem(self) -> Any:
-        if self._files is None:
-            from pyarrow import fs
-
-            where = self._location
-            scheme, _, host = (where.endpoint_url or "").rpartition("://")
-            with _plain_uploads():
-                self._files = fs.S3FileSystem(
-                    access_key=where.access_key,
-                    secret_key=where.secret_key,
-                    region=where.region or "us-east-1",
-                    scheme=scheme or "https",
-                    endpoint_override=host.rstrip("/") or None,
-                    allow_delayed_open=True,  # one PUT for a small file instead of a multipart upload of three requests
-                    connect_timeout=10,
-                    request_timeout=60,
-                )
-        return self._files
-
     def client(self) -> Any:
         """A boto3 client; safe to share between threads."""
-        # pyarrow lists names, sizes and times; only the S3 API says the ETag, which is what tells two writes apart.
+        # Not pyarrow's own client of S3: it follows a redirection with the body, and has no option against that.
         if self._s3 is None:
             import boto3
             from botocore.config import Config
@@ -445,62 +463,46 @@ class Bucket:
                     response_checksum_validation="when_required",
                     connect_timeout=10,
                     read_timeout=60,
+                    max_pool_connections=2 * _BUCKET_THREADS,
                     retries={"mode": "standard", "max_attempts": 4},
                 ),
             )
             settings.require_secure(client.meta.endpoint_url, "endpoint_url of AWS's configuration")
-            self._s3 = client
+            self._s3 = without_redirects(client)
         return self._s3
 
     @contextlib.contextmanager
     def errors(self, path: str) -> Iterator[None]:
-        """Turn the errors of both S3 clients into ours."""
-        from botocore.exceptions import BotoCoreError, ClientError
+        """Turn the errors of the client into ours."""
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+        from botocore.parsers import ResponseParserError
 
         prefix = "R2" if self._location.scheme == "r2" else "AWS"
         try:
             yield
+        except NoCredentialsError as error:
+            raise SettingsError(
+                f"{self.shown}: no credentials; set {prefix}_ACCESS_KEY_ID and {prefix}_SECRET_ACCESS_KEY"
+            ) from error
         except FileNotFoundError:
             raise
-        except (OSError, BotoCoreError, ClientError) as error:
-            text = " ".join(str(error).split())
-            code = str(error.response["Error"].get("Code")) if isinstance(error, ClientError) else ""
-            if code in (
-                "403",
-                "401",
-                "AccessDenied",
-                "InvalidAccessKeyId",
-                "SignatureDoesNotMatch",
-                "Unauthorized",
-            ) or any(word in text for word in _DENIED):
+        except (OSError, Boto3Error, BotoCoreError, ClientError, ResponseParserError) as error:
+            response = error.response if isinstance(error, ClientError) else {}
+            code = str(response.get("Error", {}).get("Code", ""))
+            if code in _DENIED:
                 raise SettingsError(
-                    f"{self.shown}: access denied ({code or text[:200]}); check {prefix}_ACCESS_KEY_ID and"
-                    f" {prefix}_SECRET_ACCESS_KEY"
+                    f"{self.shown}: access denied ({code}); check {prefix}_ACCESS_KEY_ID and {prefix}_SECRET_ACCESS_KEY"
                 ) from error
-            if code == "NoSuchBucket" or "NO_SUCH_BUCKET" in text:
+            if code == "NoSuchBucket":
                 raise SettingsError(f"{self.shown}: there is no bucket {self._location.bucket!r}; create it") from error
-            if type(error).__name__ == "NoCredentialsError":
+            if points_elsewhere(response):
+                where = "R2_ENDPOINT_URL" if prefix == "R2" else "AWS_REGION, and the endpoint if one is set,"
                 raise SettingsError(
-                    f"{self.shown}: no credentials; set {prefix}_ACCESS_KEY_ID and {prefix}_SECRET_ACCESS_KEY"
+                    f"{self.shown}: the server points elsewhere ({code}), and no redirection is followed; set {where}"
+                    " to where the bucket is"
                 ) from error
             raise StorageError(
-                f"{self.uri(path)}: the bucket refused: {text[:300]}; what was there before is untouched. Run again"
+                f"{self.uri(path)}: the bucket refused: {' '.join(str(error).split())[:300]}; what was there before is"
+                " untouched. Run again"
             ) from error
-
-
-@contextlib.contextmanager
-def _plain_uploads() -> Iterator[None]:
-    """Have a bucket client that is made meanwhile send checksums only where S3 requires them.
-
-    R2 refuses the checksum trailers that newer clients add by themselves, and pyarrow has no option for it: the
-    library inside it reads this variable when a client is made. What the user has set stays.
-    """
-    variable = "AWS_REQUEST_CHECKSUM_CALCULATION"
-    if variable in os.environ:
-        yield
-        return
-    os.environ[variable] = "when_required"
-    try:
-        yield
-    finally:
-        os.environ.pop(variable, None)

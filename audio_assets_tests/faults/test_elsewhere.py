@@ -14,6 +14,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from audio_assets import schemas
 from audio_assets.automation.failures import tell_webhook
 from audio_assets.errors import AudioAssetsError, FileError, SettingsError
 from audio_assets.ingest.download import download
@@ -26,6 +27,8 @@ from audio_assets.resources.whisper import WhisperResource
 from audio_assets.speech import openai_api
 from audio_assets.speech.engine import Clip
 from audio_assets.speech.openai_api import OpenAIEngine, OpenAIOptions
+from audio_assets.storage.objects import Objects
+from audio_assets.storage.partition_files import PartitionStore
 from audio_assets_tests.speech.conftest import (  # noqa: F401
     FaultServer,
     fault_server,
@@ -49,6 +52,7 @@ class Web:
     url: str = ""
     elsewhere: str = ""
     status: int = 307
+    names_region: bool = True
     asked: list[str] = field(default_factory=list)
     gone_elsewhere: list[tuple[str, dict[str, str]]] = field(default_factory=list)
 
@@ -66,7 +70,8 @@ def web() -> Iterator[Web]:
             self.send_response(made.status)
             self.send_header("Location", made.elsewhere + self.path)
             # What S3 says of a bucket that lies in another region.
-            self.send_header("x-amz-bucket-region", "eu-west-1")
+            if made.names_region:
+                self.send_header("x-amz-bucket-region", "eu-west-1")
             body = b"<Error><Code>PermanentRedirect</Code><Endpoint>" + made.elsewhere.encode() + b"</Endpoint></Error>"
             self.send_header("Content-Type", "application/xml")
             self.send_header("Content-Length", str(len(body)))
@@ -149,12 +154,63 @@ def _webhook(web: Web, mirror: Mirror, samples: Any) -> None:
     raise SettingsError(problem)
 
 
+def _home(web: Web) -> str:
+    return f"s3://id:canary@corpus/home?endpoint_override={web.url}"
+
+
+def _write_a_table(web: Web, mirror: Mirror, samples: Any) -> None:
+    PartitionStore(_home(web)).write(schemas.TOKENS, schemas.TOKENS.empty(), "a")
+
+
+def _write_a_table_with_a_number(web: Web, mirror: Mirror, samples: Any) -> None:
+    PartitionStore(_home(web)).write(schemas.TOKENS, schemas.TOKENS.empty(), "a", 1)
+
+
+def _read_a_table(web: Web, mirror: Mirror, samples: Any) -> None:
+    with PartitionStore(_home(web)).open(schemas.TOKENS, "a"):
+        pass
+
+
+def _list_tables(web: Web, mirror: Mirror, samples: Any) -> None:
+    PartitionStore(_home(web)).partitions(schemas.TOKENS)
+
+
+def _put_an_object(web: Web, mirror: Mirror, samples: Any) -> None:
+    Objects(_home(web)).put("a", b"private", is_new=True)
+
+
+def _get_an_object(web: Web, mirror: Mirror, samples: Any) -> None:
+    Objects(_home(web)).get("a")
+
+
+def _upload(web: Web, mirror: Mirror, samples: Any) -> None:
+    path = mirror.root.parent / "private"
+    path.write_bytes(b"private")
+    Objects(_home(web)).upload(path, "a")
+
+
+def _fetch(web: Web, mirror: Mirror, samples: Any) -> None:
+    Objects(_home(web)).download("a", mirror.root.parent / "fetched")
+
+
+HOME = [
+    _write_a_table,
+    _write_a_table_with_a_number,
+    _read_a_table,
+    _list_tables,
+    _put_an_object,
+    _get_an_object,
+    _upload,
+    _fetch,
+]
+
+
 # botocore leaves the body of a redirected answer unread, and its connection to the garbage collector.
 @pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("status", REDIRECTS)
 @pytest.mark.parametrize(
     "ask",
-    [_list, _download, _transcribe, _ask_for_the_model, _pull, _webhook],
+    [_list, _download, _transcribe, _ask_for_the_model, _pull, _webhook, *HOME],
     ids=lambda ask: ask.__name__.strip("_"),
 )
 def test_a_redirection_is_not_followed(
@@ -168,9 +224,21 @@ def test_a_redirection_is_not_followed(
     with pytest.raises(AudioAssetsError) as told:
         ask(web, mirror, opening)
     assert web.asked, "it was asked at all"
-    assert len(web.asked) <= 4
+    assert len(web.asked) <= 5
     assert web.gone_elsewhere == []
     assert "canary" not in str(told.value)
+
+
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("ask", [_list, *HOME], ids=lambda ask: ask.__name__.strip("_"))
+def test_a_server_that_points_elsewhere_whatever_it_is_asked_does_not_keep_a_client_asking(
+    ask: Callable[[Web, Mirror, Any], None], web: Web, mirror: Mirror
+) -> None:
+    web.names_region = False
+    with pytest.raises(AudioAssetsError):
+        ask(web, mirror, None)
+    assert len(web.asked) == 1
+    assert web.gone_elsewhere == []
 
 
 @pytest.fixture
