@@ -80,6 +80,7 @@ class PartitionedDuckDBIOManager(ConfigurableIOManager):
 
         Raises:
             SettingsError: the bucket cannot be written.
+            StorageError: it failed in another way.
         """
         objects = self.objects()
         if objects is None:
@@ -88,7 +89,9 @@ class PartitionedDuckDBIOManager(ConfigurableIOManager):
             if (run_id, partition) not in _fences:
                 from audio_assets.storage.partition_files import file_name_for
 
-                _fences[run_id, partition] = objects.next_number(f"fences/{file_name_for(partition)}.json")
+                # What lies there may have come from another home, or outlived its counter.
+                above = self.store().number(partition)
+                _fences[run_id, partition] = objects.next_number(f"fences/{file_name_for(partition)}.json", above)
             return _fences[run_id, partition]
 
     def publish(self) -> str | None:
@@ -102,7 +105,7 @@ class PartitionedDuckDBIOManager(ConfigurableIOManager):
             return None
         from audio_assets.storage import published
 
-        number = objects.next_number("fences/warehouse.json")
+        number = objects.next_number("fences/warehouse.json", published.number(objects))
         warehouse = self.warehouse()
         warehouse.refresh()
         return f"{objects.shown}/{published.publish(objects, warehouse.path, number)}"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from filelock import FileLock
 
+from audio_assets.errors import SettingsError
 from audio_assets.storage import atomic
 
 
@@ -18,6 +21,10 @@ class Money:
 
     spent_usd: float = 0.0
     reserved_usd: float = 0.0
+
+
+class DamagedCapError(SettingsError):
+    """An account that cannot be read (exit 4): whatever is left of the cap, nobody may spend it."""
 
 
 class Objects(Protocol):
@@ -60,8 +67,8 @@ class SharedCap:
             return True
 
     def settle(self, mine: Money) -> None:
-        """Write down what became of a reservation."""
-        with self._lock:
+        """Write down what became of a reservation. A damaged account stays damaged: `take` refuses it."""
+        with self._lock, suppress(DamagedCapError):
             self._write({**self._read(), self._run: mine})
 
     def _sum(self, runs: dict[str, Money]) -> Money:
@@ -70,7 +77,7 @@ class SharedCap:
 
     def _read(self) -> dict[str, Money]:
         try:
-            return {run: Money(*amounts) for run, amounts in json.loads(self._path.read_text("utf-8")).items()}
+            return _parsed(self._path.read_bytes(), str(self._path))
         except FileNotFoundError:
             return {}
 
@@ -95,8 +102,9 @@ class BucketCap(SharedCap):
         return self._replace(mine, cap_usd)
 
     def settle(self, mine: Money) -> None:
-        """Write down what became of a reservation."""
-        self._replace(mine, None)
+        """Write down what became of a reservation. A damaged account stays damaged: `take` refuses it."""
+        with suppress(DamagedCapError):
+            self._replace(mine, None)
 
     def _replace(self, mine: Money, cap_usd: float | None) -> bool:
         while True:
@@ -113,4 +121,18 @@ class BucketCap(SharedCap):
         found = self._objects.get(self._name)
         if found is None:
             return {}, None
-        return {run: Money(*amounts) for run, amounts in json.loads(found[0]).items()}, found[1]
+        return _parsed(found[0], self._name), found[1]
+
+
+def _parsed(text: bytes, name: str) -> dict[str, Money]:
+    try:
+        runs = {run: Money(float(spent), float(reserved)) for run, (spent, reserved) in json.loads(text).items()}
+        # A sum with NaN is greater than no cap.
+        if not all(0 <= m.spent_usd < math.inf and 0 <= m.reserved_usd < math.inf for m in runs.values()):
+            raise ValueError
+        return runs
+    except (ValueError, TypeError, AttributeError):
+        raise DamagedCapError(
+            f"{name} is damaged: what the runs that share this cap have spent is not known, so nothing more is sent;"
+            " see the table transcription_ledger for it, and start anew with what is left as max_cost_usd (--max-cost)"
+        ) from None

@@ -110,14 +110,22 @@ class Objects:
         with self._place.errors(name):
             self._place.client().download_file(self._place.bucket, self._place.key(name), str(path))
 
-    def next_number(self, name: str) -> int:
-        """A number greater than all that anybody was given under this ``name``: a fencing token."""
+    def next_number(self, name: str, above: int = 0) -> int:
+        """A number greater than ``above`` and than all that anybody was given under this ``name``: a fencing token.
+
+        A counter that is lost or damaged begins anew, so ``above`` is what was published with its numbers.
+        """
         while True:
             found = self.get(name)
-            number = 1 if found is None else int(json.loads(found[0])["number"]) + 1
+            number = max(_counted(read_json(found)), above) + 1
             body = json.dumps({"number": number}).encode()
             if self.put(name, body, replaces=found[1] if found else None, is_new=found is None) is not None:
                 return number
+
+
+def _counted(counter: Any) -> int:
+    number = counter.get("number") if isinstance(counter, dict) else None
+    return number if isinstance(number, int) else 0
 
 
 def read_json(found: tuple[bytes, str] | None) -> Any:

@@ -300,6 +300,17 @@ class PartitionStore:
             return None
         return PartitionFile(table.name, partition, self._place.uri(path), *found, self._row_counter(table, partition))
 
+    def number(self, partition: str | None) -> int:
+        """The greatest ``fence`` that a file of this partition was written with, in any table; 0 for none.
+
+        Raises:
+            StorageError: the disk or the bucket refused.
+        """
+        tables = [table for table in schemas.TABLES.values() if table.partitioned == (partition is not None)]
+        paths = [f"{table.name}/{file_name_for(partition)}" for table in tables]
+        with ThreadPoolExecutor(min(self._place.threads, len(paths))) as pool:
+            return max(pool.map(self._place.number, paths))
+
     def delete(self, table: schemas.Table, partition: str | None = None) -> bool:
         """Remove the partition; False when there was none.
 

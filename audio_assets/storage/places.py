@@ -65,6 +65,10 @@ class Place(Protocol):
         """Identity and size in bytes of the file at ``path``; None when there is none."""
         ...
 
+    def number(self, path: str) -> int:
+        """The ``fence`` that the file at ``path`` was written with; 0 when there is none."""
+        ...
+
     def delete(self, path: str) -> bool:
         """Remove ``path``; False when it was not there."""
         ...
@@ -171,6 +175,10 @@ class Directory:
             raise StorageError(f"{target}: cannot be read: {_reason(error)}; check its permissions") from error
         return _identity(status), status.st_size
 
+    def number(self, path: str) -> int:
+        """0: nothing is fenced here."""
+        return 0
+
     def delete(self, path: str) -> bool:
         """Remove ``path``; False when it was not there."""
         target = self.root / path
@@ -271,6 +279,11 @@ def _s3_endpoint(query: dict[str, str]) -> str | None:
         if found := os.environ.get(variable):
             return settings.secure_url(found, variable)
     return None
+
+
+def _number(head: dict[str, Any] | None) -> int:
+    told = "" if head is None else head.get("Metadata", {}).get(_FENCE, "")
+    return int(told) if told.isdecimal() else 0
 
 
 class Bucket:
@@ -391,7 +404,7 @@ class Bucket:
         with self.errors(path):
             while True:
                 there = self._head(path)
-                if there is not None and int(there["Metadata"].get(_FENCE, 0)) > fence:
+                if _number(there) > fence:
                     raise SupersededError(
                         f"{self.uri(path)}: a newer run has published this since the run began; its rows stand, those"
                         " of this run are dropped. Nothing is to be done"
@@ -413,6 +426,11 @@ class Bucket:
         with self.errors(path):
             head = self._head(path)
         return None if head is None else (head["ETag"].strip('"'), int(head["ContentLength"]))
+
+    def number(self, path: str) -> int:
+        """The ``fence`` that the file at ``path`` was written with; 0 when there is none."""
+        with self.errors(path):
+            return _number(self._head(path))
 
     def delete(self, path: str) -> bool:
         """Remove ``path``; False when it was not there."""

@@ -14,6 +14,11 @@ LATEST = "warehouse/latest.json"
 """Names the file that is current, and by which publisher: the greater number wins."""
 
 
+def number(objects: Objects) -> int:
+    """The number of the publisher of the current warehouse; 0 when none is published."""
+    return int((read_json(objects.get(LATEST)) or {}).get("number", 0))
+
+
 def publish(objects: Objects, database: Path, number: int) -> str:
     """Make ``database`` the current one; returns its name.
 

@@ -167,6 +167,29 @@ class TestACapThatRunsShare:
         [result] = make_engine().billed_to(account).transcribe(clips(opening, 1))
         assert isinstance(result, FileDeferred) and fault_server.posts == []
 
+    @pytest.mark.parametrize("damage", ["", "{", "[]", '{"other": [NaN, 0]}', '{"other": [1]}', '{"other": [-1, 0]}'])
+    def test_a_damaged_one_is_no_money_to_spend(self, make_engine, fault_server, opening, tmp_path, damage):
+        path = tmp_path / "cap.json"
+        path.write_text(damage)
+        account = Account(100.0, run="r", shared=SharedCap(path, "r"))
+        with pytest.raises(SettingsError, match=r"cap\.json is damaged.*transcription_ledger"):
+            list(make_engine().billed_to(account).transcribe(clips(opening, 1)))
+        assert fault_server.posts == []
+
+    def test_damage_while_a_request_is_under_way_loses_no_result(self, make_engine, fault_server, opening, tmp_path):
+        path = tmp_path / "cap.json"
+
+        def damaged(*arguments):
+            path.write_text("")
+            reply(200, seconds_used(9))(*arguments)
+
+        fault_server.answers = [damaged]
+        account = Account(100.0, run="r", shared=SharedCap(path, "r"))
+        [result] = make_engine().billed_to(account).transcribe(clips(opening, 1))
+        assert isinstance(result, ClipResult)
+        with pytest.raises(SettingsError, match="damaged"):
+            account._shared.others()
+
 
 class TestTheBook:
     def test_it_adds_up(self, make_engine, fault_server, opening, tmp_path):

@@ -19,6 +19,7 @@ from audio_assets.demo import BUCKET
 from audio_assets.demo_server import WeedServer
 from audio_assets.errors import SettingsError, StorageError
 from audio_assets.storage.exports import export_corpus
+from audio_assets.storage.objects import Objects
 from audio_assets.storage.partition_files import PartitionStore
 from audio_assets.storage.places import place_for
 from audio_assets.storage.warehouse import Refresh, Warehouse
@@ -295,3 +296,21 @@ def test_an_upload_is_one_plain_put_as_r2_wants_it() -> None:
     assert [method for method, _ in seen] == ["PUT"]
     headers = seen[0][1]
     assert not {"x-amz-trailer", "x-amz-sdk-checksum-algorithm", "content-encoding"} & headers.keys()
+
+
+@pytest.mark.parametrize("counter", [None, b"", b"{", b"[]", b'{"number": "7"}', b'{"number": 2}'])
+def test_a_counter_that_is_lost_or_damaged_goes_on_behind_what_was_published(
+    counter: bytes | None, weed: WeedServer, tmp_path: Path
+) -> None:
+    objects = Objects(url(weed, f"counter-{tmp_path.name}"))
+    if counter is not None:
+        objects.put("n", counter)
+    assert [objects.next_number("n", 7), objects.next_number("n"), objects.next_number("n", 7)] == [8, 9, 10]
+
+
+def test_a_partition_has_the_greatest_number_of_its_files(bucket: PartitionStore) -> None:
+    assert bucket.number("A/b") == 0
+    bucket.write(TOKENS, TOKENS.empty(), "A/b", 5)
+    bucket.write(TRANSCRIPTS, TRANSCRIPTS.empty(), "A/b", 11)
+    bucket.write(TRANSCRIPTS, TRANSCRIPTS.empty(), "b", 12)
+    assert bucket.number("A/b") == 11
