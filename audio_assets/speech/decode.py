@@ -35,6 +35,12 @@ CLIP_LEVEL = 0.995
 CLIP_SHARE = 0.001
 """Clipped: at least one sample in a thousand sits at full scale; undistorted speech has none to a few."""
 
+LOUDEST = 4.0
+"""Samples are held within this, 12 dB over full scale: floats and resamplers pass 1 by a little, damage by far more."""
+
+WILD_SHARE = 0.01
+"""A file is on another scale than -1 to 1, of 16-bit integers say, when so many of its samples lie beyond `LOUDEST`."""
+
 _OPEN_LENGTH = 0xFFFFFFFF
 
 _TRIAL_S = 60.0
@@ -54,7 +60,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Audio:
-    """A decoded file: ``samples`` is float32 mono at 16 kHz, shape (n,), in [-1, 1]."""
+    """A decoded file: ``samples`` is float32 mono at 16 kHz, shape (n,), full scale at 1 and none beyond `LOUDEST`."""
 
     samples: Samples
     duration_s: float
@@ -78,6 +84,7 @@ class AudioStream:
         self.duration_s = 0.0
         self.truncated = False
         self._full_scale = 0
+        self._wild = 0.0
         self._energy = 0.0
         self._samples = 0
         self._damaged = False
@@ -145,6 +152,10 @@ class AudioStream:
                 "raise max_duration_s or split the file"
             )
 
+    def _check_scale(self) -> None:
+        if self._wild > WILD_SHARE * self._samples:
+            raise InvalidAudio("its samples go far beyond full scale; bring them to -1 to 1 and upload it again")
+
     def blocks(self) -> Iterator[Samples]:
         """Float32 blocks of about `BLOCK_S`, shape (n,), or (channels, n) when the channels are kept apart.
 
@@ -157,8 +168,10 @@ class AudioStream:
             pending.append(piece)
             held += piece.shape[-1]
             if held >= BLOCK_S * SAMPLE_RATE_HZ:
+                self._check_scale()
                 yield np.concatenate(pending, axis=-1)
                 pending, held = [], 0
+        self._check_scale()
         if pending:
             yield np.concatenate(pending, axis=-1)
         if self._samples == 0:
@@ -283,14 +296,23 @@ class AudioStream:
         return self._account(data)
 
     def _account(self, data: Samples) -> Samples:
-        """Count samples, those at full scale too, and take out what is no number."""
-        if not np.isfinite(data).all():
-            data = np.nan_to_num(data, nan=0.0, posinf=1.0, neginf=-1.0)
-        self._full_scale += int(np.count_nonzero(np.abs(data) >= CLIP_LEVEL)) // (self.channels if self._split else 1)
-        self._energy += float(np.vdot(data, data)) / (data.shape[0] if data.ndim > 1 else 1)
+        """Count samples, those at full scale too, and take out what is no number or absurd."""
+        peak = max(float(data.max(initial=0.0)), -float(data.min(initial=0.0)))
+        # Asked this way round because nothing holds for NaN.
+        if not peak <= LOUDEST:
+            data = self._tamed(data)
+        channels = data.shape[0] if data.ndim > 1 else 1
+        if not peak < CLIP_LEVEL:
+            self._full_scale += int(np.count_nonzero(np.abs(data) >= CLIP_LEVEL)) // channels
+        wide = data.astype(np.float64)
+        self._energy += float(np.vdot(wide, wide)) / channels
         self._samples += data.shape[-1]
         self._check_duration(self._samples / SAMPLE_RATE_HZ)
         return data
+
+    def _tamed(self, data: Samples) -> Samples:
+        self._wild += float(np.count_nonzero(np.abs(data) > LOUDEST)) / (data.shape[0] if data.ndim > 1 else 1)
+        return np.clip(np.nan_to_num(data, nan=0.0), -LOUDEST, LOUDEST)
 
 
 def trial_of(path: Path, limits: Limits) -> tuple[list[str], float]:

@@ -579,7 +579,10 @@ class _Run:
         job = task.job
         if isinstance(outcome, ClipResult) and job.expected != 1:
             # The only window of a file is stored as the file; all others must survive a kill.
-            self._cache.put_window(job.file.sha256, self._fingerprint, task.name, asdict(outcome))
+            try:
+                self._cache.put_window(job.file.sha256, self._fingerprint, task.name, asdict(outcome))
+            except ValueError as error:
+                outcome = _not_storable(error)
             if job.spoiled:
                 # What was heard in it is not what its hash stands for.
                 self._cache.drop_windows(job.file.sha256, self._fingerprint)
@@ -644,7 +647,11 @@ class _Run:
             error=f"{len(bad)} of {len(job.outcomes)} windows have no result: {bad[0]}" if bad else None,
         )
         if not bad:
-            self._cache.put(job.file.sha256, self._fingerprint, _to_cache(result))
+            try:
+                self._cache.put(job.file.sha256, self._fingerprint, _to_cache(result))
+            except ValueError as error:
+                self._fail(job, _not_storable(error))
+                return
         self._emit(job, result)
 
     def _fail(self, job: _Job, error: FileError) -> None:
@@ -692,6 +699,11 @@ def _let_go(job: _Job) -> None:
     hold, job.hold = job.hold, None
     if hold is not None:
         hold.release()
+
+
+def _not_storable(error: ValueError) -> FileFailed:
+    """What one file's result becomes that is no JSON, of a number such as infinity: the others go on."""
+    return FileFailed(f"its result cannot be stored ({error}); report it with the recording")
 
 
 def _copy(result: FileTranscript, file: AudioFile, *, cached: bool) -> FileTranscript:

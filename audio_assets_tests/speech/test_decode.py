@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from audio_assets.errors import InvalidAudio
-from audio_assets.speech.decode import Audio, AudioStream, Limits, decode
+from audio_assets.speech.decode import LOUDEST, Audio, AudioStream, Limits, decode
 from audio_assets.speech.engine import SAMPLE_RATE_HZ, Samples
 from audio_assets_tests.speech.conftest import encode
 
@@ -166,6 +166,31 @@ def test_samples_that_are_no_numbers_become_silence(tmp_path, opening):
     audio = decoded_wav(tmp_path / "nan.wav", broken)
     assert np.isfinite(audio.samples).all()
     assert np.abs(audio.samples[1000:2000]).max() == 0
+
+
+@pytest.mark.parametrize("absurd", [1e10, 1e20, -3e38])
+def test_one_absurd_sample_neither_drowns_the_rest_nor_overflows(tmp_path, opening, absurd):
+    import soundfile
+
+    broken = opening.copy()
+    broken[5000] = absurd
+    soundfile.write(tmp_path / "glitch.wav", broken, SAMPLE_RATE_HZ, subtype="FLOAT")
+    with AudioStream(tmp_path / "glitch.wav") as stream:
+        [samples] = stream.blocks()
+    assert np.abs(samples).max() <= LOUDEST
+    assert stream.loudness_dbfs == pytest.approx(-35, abs=3)
+    assert not stream.clipped
+
+
+def test_floats_a_little_over_full_scale_stay_what_they_are(tmp_path, opening):
+    hot = opening / np.abs(opening).max() * 1.5
+    np.testing.assert_array_equal(decoded_wav(tmp_path / "hot.wav", hot).samples, hot)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_floats_on_the_scale_of_integers_are_refused(tmp_path, opening, channels):
+    with pytest.raises(InvalidAudio, match="full scale; bring them to -1 to 1"):
+        decoded_wav(tmp_path / "scale.wav", np.stack([opening * 32768] * channels, axis=-1))
 
 
 def test_an_overdriven_recording_is_clipped_and_a_loud_one_is_not(tmp_path, opening):

@@ -64,6 +64,15 @@ class Parrot:
             yield ClipResult((Segment(0.0, clip.duration_s, text, -0.1, 0.0, 1.0),), "en", 0.99)
 
 
+class Endless(Parrot):
+    """An engine whose score of long clips is no number that JSON knows."""
+
+    def transcribe(self, clips: Sequence[Clip]) -> Iterator[ClipResult | FileFailed]:
+        for clip in clips:
+            score = float("-inf") if clip.duration_s > 4 else -0.1
+            yield ClipResult((Segment(0.0, clip.duration_s, "a clip", score, 0.0, 1.0),), "en", 0.99)
+
+
 @pytest.fixture
 def parrot() -> Parrot:
     return Parrot()
@@ -532,3 +541,12 @@ def test_two_runs_at_once_share_the_work_and_wait_for_each_other(cache, speech_f
     assert found == [sorted(f.id for f in speech_files)] * 2
     assert sorted(c.id for c in first.heard + second.heard) == sorted(f.id for f in speech_files)
     assert not list(cache.root.rglob("*.lock"))
+
+
+def test_a_result_that_cannot_be_stored_fails_its_file_and_no_other(cache, write_audio, opening):
+    short, long = opening[: 4 * SAMPLE_RATE_HZ], opening
+    both = np.concatenate([long, np.zeros(3 * SAMPLE_RATE_HZ, np.float32), short])
+    files = [write_audio("long.wav", long), write_audio("both.wav", both), write_audio("short.wav", short)]
+    found = {r.id: r for r in transcribe_files(files, Endless(), cache)}
+    assert {id: r.status for id, r in found.items()} == {"long.wav": "failed", "both.wav": "partial", "short.wav": "ok"}
+    assert "cannot be stored" in str(found["long.wav"].error) and "cannot be stored" in str(found["both.wav"].error)
