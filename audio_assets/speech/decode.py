@@ -46,6 +46,9 @@ _OPEN_LENGTH = 0xFFFFFFFF
 _TRIAL_S = 60.0
 """What a trial may take beyond the time for decoding: an interpreter has to start."""
 
+_APART, _MIXED = "apart", "mixed"
+"""What a trial does with channels."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -254,7 +257,7 @@ class AudioStream:
                 if resampler is not None and self._samples:
                     for piece in resampler.resample(None):
                         yield self._take(piece)
-                resampler = av.AudioResampler(format="fltp", layout=layout, rate=SAMPLE_RATE_HZ)
+                resampler = av.AudioResampler(format="flt", layout=layout, rate=SAMPLE_RATE_HZ)
                 form = (frame.format.name, frame.layout.name, frame.sample_rate)
             # Timestamps with holes would make the resampler insert or drop sound.
             frame.pts = None
@@ -290,10 +293,9 @@ class AudioStream:
             yield frame
 
     def _take(self, frame: Any) -> Samples:
-        data: Samples = frame.to_ndarray().astype(np.float32, copy=False)
-        if not self._split:
-            data = data.reshape(-1)
-        return self._account(data)
+        # Packed samples: PyAV reads the planes of eight channels and more from memory that is not the frame's.
+        data: Samples = frame.to_ndarray().reshape(-1, self.channels)
+        return self._account(np.ascontiguousarray(data.T) if self._split else data.reshape(-1))
 
     def _account(self, data: Samples) -> Samples:
         """Count samples, those at full scale too, and take out what is no number or absurd."""
@@ -315,10 +317,11 @@ class AudioStream:
         return np.clip(np.nan_to_num(data, nan=0.0), -LOUDEST, LOUDEST)
 
 
-def trial_of(path: Path, limits: Limits) -> tuple[list[str], float]:
+def trial_of(path: Path, limits: Limits, *, split_channels: bool = False) -> tuple[list[str], float]:
     """A command that decodes a whole file, for `CrashMarks.around`, and the seconds that it may take."""
     figures = [str(limit) for limit in (limits.max_duration_s, limits.max_bytes, limits.max_decode_s)]
-    return ["audio_assets.speech.decode", str(path), *figures], _TRIAL_S + limits.max_decode_s
+    command = ["audio_assets.speech.decode", str(path), *figures, _APART if split_channels else _MIXED]
+    return command, _TRIAL_S + limits.max_decode_s
 
 
 def decode(path: Path, limits: Limits | None = None) -> Audio:
@@ -362,13 +365,18 @@ def _reason(error: Exception) -> str:
     return str(text).splitlines()[0][:120]
 
 
+def _try(path: str, max_duration_s: str, max_bytes: str, max_decode_s: str, channels: str) -> None:
+    """What the command of `trial_of` does."""
+    limits = Limits(float(max_duration_s), int(max_bytes), float(max_decode_s))
+    with AudioStream(Path(path), limits, split_channels=channels == _APART) as stream:
+        for _ in stream.blocks():
+            pass
+
+
 if __name__ == "__main__":
-    # What `trial_of` runs.
     import sys
 
     from audio_assets.crashes import alone
 
     alone()
-    with AudioStream(Path(sys.argv[1]), Limits(float(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))) as stream:
-        for _ in stream.blocks():
-            pass
+    _try(*sys.argv[1:])

@@ -115,7 +115,8 @@ def measure_silence(candidates: Iterable[Candidate], engine: Engine, marks: Cras
         if files and heard_s + candidate.duration_s > LISTENED_S:
             continue
         try:
-            with marks.around(name, *trial_of(candidate.path, Limits())):
+            trial = trial_of(candidate.path, Limits(), split_channels=engine.plan.split_channels)
+            with marks.around(name, *trial):
                 duration_s, window_s = listen(candidate.path, engine)
         except FileError:
             continue

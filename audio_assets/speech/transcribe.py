@@ -494,7 +494,8 @@ class _Run:
             self._fail(job, error)
 
     def _marked(self, file: AudioFile, marks: CrashMarks) -> AbstractContextManager[None]:
-        return marks.around(file.sha256, *trial_of(file.path, self._options.limits))
+        trial = trial_of(file.path, self._options.limits, split_channels=self._engine.plan.split_channels)
+        return marks.around(file.sha256, *trial)
 
     def _cut(self, job: _Job, known: dict[str, dict[str, Any]]) -> None:
         count = 0

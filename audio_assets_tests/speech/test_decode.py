@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +13,8 @@ import numpy as np
 import pytest
 
 from audio_assets.errors import InvalidAudio
-from audio_assets.speech.decode import LOUDEST, Audio, AudioStream, Limits, decode
+from audio_assets.speech import decode as decode_module
+from audio_assets.speech.decode import LOUDEST, Audio, AudioStream, Limits, decode, trial_of
 from audio_assets.speech.engine import SAMPLE_RATE_HZ, Samples
 from audio_assets_tests.speech.conftest import encode
 
@@ -59,6 +63,50 @@ def test_stereo_is_mixed_or_kept_apart(tmp_path, opening):
         both = np.concatenate(list(stream.blocks()), axis=-1)
     assert both.shape[0] == 2
     assert likeness(both[0], opening) > 0.99 and np.abs(both[1]).max() < 1e-3
+
+
+@pytest.mark.parametrize("format", ["WAV", "FLAC"])
+@pytest.mark.parametrize("count", [3, 8, 9, 16, 64])
+def test_any_number_of_channels_is_kept_apart(tmp_path, opening, count, format):
+    """In a process of its own: what goes wrong with many channels is no exception."""
+    import soundfile
+
+    if format == "FLAC" and count > 8:
+        pytest.skip("FLAC has eight channels at most")
+    gains = np.linspace(0.1, 1, count)
+    soundfile.write(tmp_path / "many", opening[:, None] * gains, SAMPLE_RATE_HZ, format=format)
+    script = textwrap.dedent(
+        """
+        import sys
+        from pathlib import Path
+        import numpy as np
+        from audio_assets.speech.decode import AudioStream
+
+        with AudioStream(Path(sys.argv[1]), split_channels=True) as stream:
+            np.save(sys.argv[2], np.concatenate(list(stream.blocks()), axis=-1))
+        """
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "many"), str(tmp_path / "heard.npy")]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
+    np.testing.assert_allclose(np.load(tmp_path / "heard.npy"), opening * gains[:, None], atol=1e-3)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_the_trial_of_a_file_treats_its_channels_as_the_run_does(tmp_path, opening, monkeypatch, split):
+    encode(tmp_path / "call.wav", np.stack([opening, opening]))
+    tried = []
+
+    class Watched(AudioStream):
+        def blocks(self):
+            for block in super().blocks():
+                tried.append(block.ndim)
+                yield block
+
+    monkeypatch.setattr(decode_module, "AudioStream", Watched)
+    command, _ = trial_of(tmp_path / "call.wav", Limits(), split_channels=split)
+    assert command[0] == decode_module.__name__
+    decode_module._try(*command[1:])
+    assert tried == [2 if split else 1]
 
 
 def test_a_wrong_extension_does_not_matter(tmp_path, opening):

@@ -8,14 +8,17 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from audio_assets import schemas
 from audio_assets.errors import FileFailed, SettingsError
+from audio_assets.speech.decode import Limits, trial_of
 from audio_assets.speech.engine import SAMPLE_RATE_HZ, Clip, ClipResult, Samples, Segment, WindowPlan
 from audio_assets.speech.transcribe import AudioFile, TranscribeOptions, transcribe_files
 from audio_assets_tests.speech.conftest import as_file
@@ -550,3 +553,17 @@ def test_a_result_that_cannot_be_stored_fails_its_file_and_no_other(cache, write
     found = {r.id: r for r in transcribe_files(files, Endless(), cache)}
     assert {id: r.status for id, r in found.items()} == {"long.wav": "failed", "both.wav": "partial", "short.wav": "ok"}
     assert "cannot be stored" in str(found["long.wav"].error) and "cannot be stored" in str(found["both.wav"].error)
+
+
+def test_a_file_is_tried_with_its_channels_as_it_will_be_decoded(cache, parrot, speech_files):
+    class Marks:
+        trials: ClassVar[list[Sequence[str]]] = []
+
+        def around(self, name, trial, timeout_s):
+            self.trials.append(trial)
+            return nullcontext()
+
+    parrot.plan = WindowPlan(max_s=15.0, cut_silence_s=1.0, split_channels=True)
+    list(transcribe_files(speech_files[:1], parrot, cache, TranscribeOptions(marks=Marks())))
+    [trial] = Marks.trials
+    assert trial == trial_of(speech_files[0].path, Limits(), split_channels=True)[0]
