@@ -43,6 +43,9 @@ WILD_SHARE = 0.01
 
 _OPEN_LENGTH = 0xFFFFFFFF
 
+_MOST_BAD = 1000
+"""Damaged packets in a row after which the rest of a file is given up."""
+
 _TRIAL_S = 60.0
 """What a trial may take beyond the time for decoding: an interpreter has to start."""
 
@@ -175,7 +178,7 @@ class AudioStream:
                 yield np.concatenate(pending, axis=-1)
                 pending, held = [], 0
         self._check_scale()
-        if pending:
+        if held:
             yield np.concatenate(pending, axis=-1)
         if self._samples == 0:
             raise InvalidAudio("no audio in it could be decoded")
@@ -222,29 +225,38 @@ class AudioStream:
         return self._read_plain(file)
 
     def _read_plain(self, file: Any) -> Iterator[Samples]:
+        """The samples of a file, up to the first damage: `_samples` says how far that was."""
         import soundfile
 
         with file:
-            done = 0
-            while done < file.frames:
+            while self._samples < file.frames:
                 try:
-                    # A second at a time: a damaged place takes no more than that with it.
-                    data = file.read(min(file.frames - done, SAMPLE_RATE_HZ), dtype="float32")
+                    # A second at a time: what is read before a damaged place need not be read again.
+                    data = file.read(min(file.frames - self._samples, SAMPLE_RATE_HZ), dtype="float32")
                 except soundfile.SoundFileError:
                     data = ()
                 if not len(data):
                     self._damaged = True
                     return
-                done += len(data)
                 yield self._account(data)
 
     def _pieces(self) -> Iterator[Samples]:
-        import av
-
         plain = self._plain_pcm()
         if plain is not None:
             yield from plain
-            return
+            if not self._damaged:
+                return
+        yield from self._beyond(self._samples, self._resampled())
+
+    def _beyond(self, given: int, pieces: Iterator[Samples]) -> Iterator[Samples]:
+        """``pieces`` counted, without the samples that were ``given`` already: empty as long as these last."""
+        for piece in pieces:
+            left = piece[..., min(given, piece.shape[-1]) :]
+            given -= piece.shape[-1] - left.shape[-1]
+            yield self._account(left)
+
+    def _resampled(self) -> Iterator[Samples]:
+        import av
 
         assert self._container is not None, "use AudioStream as a context manager"  # noqa: S101 - misuse, not input
         layout = "mono"
@@ -254,7 +266,7 @@ class AudioStream:
         for frame in self._frames():
             # A damaged or hostile file may change its form half-way; a resampler that has nothing to do lets it pass.
             if resampler is None or form != (frame.format.name, frame.layout.name, frame.sample_rate):
-                if resampler is not None and self._samples:
+                if resampler is not None:
                     for piece in resampler.resample(None):
                         yield self._take(piece)
                 resampler = av.AudioResampler(format="flt", layout=layout, rate=SAMPLE_RATE_HZ)
@@ -267,7 +279,7 @@ class AudioStream:
                 raise InvalidAudio(f"cannot be resampled ({_reason(error)})") from error
             for piece in resampled:
                 yield self._take(piece)
-        if resampler is not None and self._samples:
+        if resampler is not None:
             for piece in resampler.resample(None):
                 yield self._take(piece)
 
@@ -286,16 +298,17 @@ class AudioStream:
                 self._damaged = True
                 bad += 1
                 # FFmpeg goes on behind a damaged packet; a file of nothing but damage must not be read for ever.
-                if isinstance(error, av.error.InvalidDataError) and bad < 1000:
+                if isinstance(error, av.error.InvalidDataError) and bad < _MOST_BAD:
                     frames = iter(self._container.decode(audio=0))
                     continue
                 return
+            bad = 0
             yield frame
 
     def _take(self, frame: Any) -> Samples:
         # Packed samples: PyAV reads the planes of eight channels and more from memory that is not the frame's.
         data: Samples = frame.to_ndarray().reshape(-1, self.channels)
-        return self._account(np.ascontiguousarray(data.T) if self._split else data.reshape(-1))
+        return np.ascontiguousarray(data.T) if self._split else data.reshape(-1)
 
     def _account(self, data: Samples) -> Samples:
         """Count samples, those at full scale too, and take out what is no number or absurd."""

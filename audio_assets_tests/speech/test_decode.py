@@ -255,9 +255,43 @@ def test_blocks_add_up_to_the_whole_file(tmp_path, two_cities):
     assert sum(map(len, blocks)) / SAMPLE_RATE_HZ == pytest.approx(stream.duration_s)
 
 
-def test_the_fast_path_gives_the_same_samples_as_ffmpeg(tmp_path, opening, monkeypatch):
-    encode(tmp_path / "a.flac", opening)
-    fast = decode(tmp_path / "a.flac")
+@pytest.mark.parametrize("damaged", [1, 2000])
+def test_a_damaged_place_takes_only_itself_with_it(tmp_path, two_cities, damaged):
+    encode(tmp_path / "a.flac", two_cities)
+    data = bytearray((tmp_path / "a.flac").read_bytes())
+    place = len(data) // 4
+    data[place : place + damaged] = bytes(byte ^ 0x5A for byte in data[place : place + damaged])
+    (tmp_path / "a.flac").write_bytes(data)
+    audio = decode(tmp_path / "a.flac")
+    assert audio.truncated
+    assert audio.duration_s == pytest.approx(len(two_cities) / SAMPLE_RATE_HZ, abs=0.5)
+    second = SAMPLE_RATE_HZ
+    np.testing.assert_allclose(audio.samples[: 9 * second], two_cities[: 9 * second], atol=1e-4)
+    assert likeness(audio.samples[12 * second :], two_cities[12 * second :]) > 0.99
+
+
+def test_many_damaged_places_do_not_end_a_file_that_has_good_ones_between_them(tmp_path, two_cities, monkeypatch):
+    encode(tmp_path / "a.aac", two_cities)
+    data = bytearray((tmp_path / "a.aac").read_bytes())
+    noise, position, number = np.random.default_rng(1), 0, 0
+    while position < len(data):
+        # The length of an ADTS frame stands in 13 bits of its header of 7 bytes.
+        length = (data[position + 3] & 3) << 11 | data[position + 4] << 3 | data[position + 5] >> 5
+        if number % 3 == 1 and position < len(data) // 2:
+            data[position + 7 : position + length] = noise.bytes(length - 7)
+        position, number = position + length, number + 1
+    (tmp_path / "a.aac").write_bytes(data)
+    monkeypatch.setattr(decode_module, "_MOST_BAD", 10)
+    audio = decode(tmp_path / "a.aac")
+    assert audio.truncated
+    assert audio.duration_s > 0.5 * len(two_cities) / SAMPLE_RATE_HZ
+    assert likeness(audio.samples[-10 * SAMPLE_RATE_HZ :], two_cities[-10 * SAMPLE_RATE_HZ :]) > 0.9
+
+
+@pytest.mark.parametrize(("name", "how"), [("a.flac", {}), ("a.wav", {}), ("b.wav", {"codec": "pcm_f32le"})])
+def test_the_fast_path_gives_the_same_samples_as_ffmpeg(tmp_path, opening, monkeypatch, name, how):
+    encode(tmp_path / name, opening, **how)
+    fast = decode(tmp_path / name)
     monkeypatch.setattr(AudioStream, "_plain_pcm", lambda self: None)
-    slow = decode(tmp_path / "a.flac")
+    slow = decode(tmp_path / name)
     np.testing.assert_allclose(fast.samples, slow.samples, atol=1e-4)
