@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from audio_assets.errors import InvalidAudio
+from audio_assets.speech import lengths
 from audio_assets.speech.engine import SAMPLE_RATE_HZ, Samples
 
 if TYPE_CHECKING:
@@ -40,8 +41,6 @@ LOUDEST = 4.0
 
 WILD_SHARE = 0.01
 """A file is on another scale than -1 to 1, of 16-bit integers say, when so many of its samples lie beyond `LOUDEST`."""
-
-_OPEN_LENGTH = 0xFFFFFFFF
 
 _MOST_BAD = 1000
 """Damaged packets in a row after which the rest of a file is given up."""
@@ -141,15 +140,18 @@ class AudioStream:
             stream = self._container.streams.audio[0]
             if stream.codec_context is None:
                 raise InvalidAudio("its audio codec is unknown")
-            self.header_duration_s = _header_duration(self._container, stream)
+            self.header_duration_s = lengths.stated_s(self._path, self._container, stream)
+            self._early = lengths.ends_early(self._path, self._container)
             if self._split:
                 self.channels = max(1, int(stream.channels))
+            if self.header_duration_s is not None:
+                self._check_duration(self.header_duration_s)
         except InvalidAudio:
             self.__exit__()
             raise
-        self._early = _ends_early(self._path, self._container)
-        if self.header_duration_s is not None:
-            self._check_duration(self.header_duration_s)
+        except OSError as error:
+            self.__exit__()
+            raise InvalidAudio(f"cannot be read: {_reason(error)}; run the ingestion again") from error
 
     def _check_duration(self, duration_s: float) -> None:
         if duration_s > self._limits.max_duration_s:
@@ -346,31 +348,6 @@ def decode(path: Path, limits: Limits | None = None) -> Audio:
     with AudioStream(path, limits) as stream:
         samples = np.concatenate(list(stream.blocks()))
         return Audio(samples, stream.duration_s, stream.truncated, stream.clipped)
-
-
-def _ends_early(path: Path, container: InputContainer) -> bool:
-    """Whether a WAV ends before the samples that its header promises, of which FFmpeg says nothing."""
-    if container.format.name != "wav":
-        return False
-    with path.open("rb") as file:
-        head = file.read(12)
-        if head[:4] != b"RIFF" or head[8:] != b"WAVE":
-            return False
-        while len(chunk := file.read(8)) == 8:
-            length = int.from_bytes(chunk[4:], "little")
-            if chunk[:4] == b"data":
-                # Writers that cannot seek leave the length open.
-                return length != _OPEN_LENGTH and file.tell() + length > path.stat().st_size
-            file.seek(length + length % 2, 1)
-    return False
-
-
-def _header_duration(container: InputContainer, stream: Any) -> float | None:
-    if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
-    if container.duration is not None:
-        return float(container.duration) / 1_000_000
-    return None
 
 
 def _reason(error: Exception) -> str:

@@ -91,6 +91,7 @@ def encode(
     codec: str | None = None,
     format: str | None = None,
     options: dict[str, str] | None = None,
+    bit_rate: int | None = None,
 ) -> None:
     """Encode float samples at 16 kHz into a file at ``rate``."""
     import av
@@ -108,6 +109,8 @@ def encode(
     with av.open(str(path), "w", format=format or _FORMATS.get(suffix), options=options or {}) as container:
         stream = container.add_stream(codec or _CODECS[suffix], rate=rate)
         stream.layout = layout
+        if bit_rate is not None:
+            stream.bit_rate = bit_rate
         resampler = av.AudioResampler(format=stream.codec_context.format, layout=layout, rate=rate)
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(data), format="fltp", layout=layout)
         frame.sample_rate = SAMPLE_RATE_HZ

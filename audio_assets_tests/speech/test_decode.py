@@ -178,6 +178,51 @@ def test_a_length_that_no_header_tells_is_capped_while_decoding(tmp_path, openin
         decode(tmp_path / "a.aac", Limits(max_duration_s=10))
 
 
+def mp3_without_a_count(path: Path, quiet: Samples, loud: Samples) -> None:
+    """An MP3 whose bit rate rises from 8 to 160 kb/s and whose first frame says nothing of the others."""
+    plain = {"write_xing": "0", "id3v2_version": "0"}
+    encode(path, quiet, options=plain, bit_rate=8000)
+    first = path.read_bytes()
+    encode(path, loud, options=plain, bit_rate=160_000)
+    path.write_bytes(first + path.read_bytes())
+
+
+def aac_without_a_count(path: Path, quiet: Samples, loud: Samples) -> None:
+    encode(path, np.concatenate([quiet, loud]))
+
+
+@pytest.mark.parametrize(("name", "write"), [("a.mp3", mp3_without_a_count), ("a.aac", aac_without_a_count)])
+def test_a_length_that_is_guessed_from_the_bit_rate_of_silence_is_none(tmp_path, two_cities, name, write):
+    quiet = np.zeros(20 * SAMPLE_RATE_HZ, np.float32)
+    write(tmp_path / name, quiet, two_cities)
+    with AudioStream(tmp_path / name, Limits(max_duration_s=80)) as stream:
+        assert stream.header_duration_s is None
+        assert sum(block.shape[-1] for block in stream.blocks()) / SAMPLE_RATE_HZ == pytest.approx(64.4, abs=0.3)
+    assert not stream.truncated
+
+
+@pytest.mark.parametrize("tags", [b"", b"ID3\4\0\0\0\0\1\0" + bytes(128)])
+@pytest.mark.parametrize("rate", [8000, 16_000, 24_000, 44_100])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_an_mp3_that_counts_its_frames_says_its_length(tmp_path, opening, tags, rate, channels):
+    encode(tmp_path / "a.mp3", np.stack([opening] * channels), rate=rate)
+    (tmp_path / "a.mp3").write_bytes(tags + (tmp_path / "a.mp3").read_bytes())
+    with AudioStream(tmp_path / "a.mp3") as stream:
+        assert stream.header_duration_s == pytest.approx(8.2, abs=0.3)
+
+
+def test_the_count_of_another_encoder_is_read_too(tmp_path, opening):
+    encode(tmp_path / "a.mp3", opening, options={"write_xing": "0", "id3v2_version": "0"})
+    data = bytearray((tmp_path / "a.mp3").read_bytes())
+    frames = 2 * len(opening) // 576
+    data[36 : 36 + 26] = b"VBRI" + struct.pack(">HHHIIHHHH", 1, 0, 0, len(data), frames, 0, 1, 2, 1)
+    (tmp_path / "a.mp3").write_bytes(data)
+    with AudioStream(tmp_path / "a.mp3") as stream:
+        assert stream.header_duration_s == pytest.approx(16.4, abs=0.3)
+        assert sum(block.shape[-1] for block in stream.blocks())
+    assert stream.truncated
+
+
 def test_too_many_bytes_and_too_much_time_are_refused(tmp_path, opening):
     encode(tmp_path / "a.mp3", opening)
     with pytest.raises(InvalidAudio, match="max_bytes"):

@@ -1,0 +1,93 @@
+"""How long a recording should be by what its own file says, as far as that was counted and is no estimate."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
+_OPEN_LENGTH = 0xFFFFFFFF
+
+_MP3_SEARCH_BYTES = 64 * 1024
+"""As far as FFmpeg looks for the first frame of an MP3."""
+
+_MP3_FRAME = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb].{2}", re.DOTALL)
+"""The header of a frame of layer III; MPEG 2.5, 2 and 1 differ in the second byte."""
+
+_MP3_RATES_HZ = (44_100, 48_000, 32_000)
+"""Of MPEG 1; those of MPEG 2 are half of them, those of MPEG 2.5 a quarter."""
+
+
+def stated_s(path: Path, container: InputContainer, stream: Any) -> float | None:
+    """Seconds by the header; None where it says nothing.
+
+    FFmpeg estimates the length of raw AAC, and of MP3 that does not count its frames, from the bit rate of the first of
+    them: a recording that begins with silence would seem many times too long.
+    """
+    if container.format.name == "aac":
+        return None
+    if container.format.name == "mp3":
+        return _mp3_s(path)
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    if container.duration is not None:
+        return float(container.duration) / 1_000_000
+    return None
+
+
+def ends_early(path: Path, container: InputContainer) -> bool:
+    """Whether a WAV ends before the samples that its header promises, of which FFmpeg says nothing."""
+    if container.format.name != "wav":
+        return False
+    with path.open("rb") as file:
+        head = file.read(12)
+        if head[:4] != b"RIFF" or head[8:] != b"WAVE":
+            return False
+        while len(chunk := file.read(8)) == 8:
+            length = int.from_bytes(chunk[4:], "little")
+            if chunk[:4] == b"data":
+                # Writers that cannot seek leave the length open.
+                return length != _OPEN_LENGTH and file.tell() + length > path.stat().st_size
+            file.seek(length + length % 2, 1)
+    return False
+
+
+def _mp3_s(path: Path) -> float | None:
+    """Seconds by the count of frames that the first of them may carry (Xing, Info or VBRI), padding included."""
+    with path.open("rb") as file:
+        _skip_id3(file)
+        head = file.read(_MP3_SEARCH_BYTES)
+    for found in _MP3_FRAME.finditer(head):
+        version, bits, mode = found[0][1] >> 3 & 3, found[0][2], found[0][3] >> 6
+        if bits >> 4 == 15 or bits >> 2 & 3 == 3:
+            # Neither the bit rate nor the sample rate is one: these bytes are something else.
+            continue
+        frames = _mp3_frames(head[found.start() :], mpeg1=version == 3, mono=mode == 3)
+        halved = {3: 0, 2: 1, 0: 2}[version]
+        rate_hz = _MP3_RATES_HZ[bits >> 2 & 3] >> halved
+        return frames * (1152 if version == 3 else 576) / rate_hz if frames else None
+    return None
+
+
+def _mp3_frames(frame: bytes, *, mpeg1: bool, mono: bool) -> int | None:
+    # The tag stands where the side information of a frame ends, or always 32 bytes behind the header.
+    side = (17 if mono else 32) if mpeg1 else (9 if mono else 17)
+    tag = frame[4 + side : 4 + side + 12]
+    if tag[:4] in (b"Xing", b"Info") and tag[7:8] and tag[7] & 1:
+        return int.from_bytes(tag[8:12], "big")
+    tag = frame[36 : 36 + 18]
+    return int.from_bytes(tag[14:18], "big") if tag[:4] == b"VBRI" else None
+
+
+def _skip_id3(file: IO[bytes]) -> None:
+    """Go to what lies behind the ID3v2 tags at the start."""
+    while (head := file.read(10))[:3] == b"ID3" and len(head) == 10:
+        size = 0
+        for byte in head[6:]:
+            size = size << 7 | byte & 0x7F
+        footer = 10 if head[5] & 0x10 else 0
+        file.seek(size + footer, 1)
+    file.seek(-len(head), 1)
