@@ -46,6 +46,9 @@ _FULL_STATES = _FULL_FRAMES // 2
 MOST_TOKENS = 224
 """Whisper's own cap of tokens for 30 s."""
 
+POSITIONS = 448
+"""Whisper's decoder has room for so many tokens, those that it is given included; CTranslate2 refuses to go on."""
+
 RUNAWAY_TOKENS = 12
 RUNAWAY_TOKENS_PER_S = 6.5
 """More tokens than this for the length of a window are no speech: fast talkers stay below 5 a second."""
@@ -217,14 +220,23 @@ class PackedWhisper:
             return self._tokenizers[language]
 
     def _prompt(self, language: str) -> list[int]:
+        """What the decoder is given: hotwords and initial prompt, then the marks that open every text.
+
+        The text before takes at most what `MOST_TOKENS` leave free. The hotwords come first and whole, as every one of
+        them counts; of the initial prompt the end stays, which Whisper sees best.
+        """
         tokenizer = self._tokenizer(language)
-        said = [t for t in (self._options.hotwords, self._options.initial_prompt) if t]
-        before: list[int] = []
-        if said:
-            # Whisper gives the text before at most half of its context, and sees its end best.
-            tokens = [t for text in said for t in tokenizer.encode(" " + text.strip())]
-            before = [tokenizer.sot_prev, *tokens[-(MOST_TOKENS - 1) :]]
-        return [*before, *tokenizer.sot_sequence, tokenizer.no_timestamps]
+        start = [*tokenizer.sot_sequence, tokenizer.no_timestamps]
+        hotwords, prompt = (
+            tokenizer.encode(" " + text.strip()) if text else []
+            for text in (self._options.hotwords, self._options.initial_prompt)
+        )
+        if not hotwords and not prompt:
+            return start
+        room = POSITIONS - MOST_TOKENS - len(start) - 1
+        hotwords = hotwords[:room]
+        prompt = prompt[max(0, len(prompt) - (room - len(hotwords))) :]
+        return [tokenizer.sot_prev, *hotwords, *prompt, *start]
 
     def _generate(self, packed: Samples, clips: Sequence[Clip], languages: Sequence[str]) -> list[Decoded]:
         cap = most_tokens(max(c.duration_s for c in clips))

@@ -294,6 +294,33 @@ def test_hotwords_and_prompt_reach_the_model(local_engine, clips):
     assert "best of times" in text_of(next(engine.transcribe(clips[:1]))).lower()
 
 
+LONG_PROMPT = " ".join(f"Please remember number {i} of Doctor Manette, Lucie and Darnay." for i in range(40)) + " Amen."
+
+
+def test_a_long_prompt_loses_its_beginning_and_no_hotword(local_engine):
+    packed = engine_with(local_engine, initial_prompt=LONG_PROMPT, hotwords="Zanzibar, Kierkegaard")._packed
+    given = packed._tokenizer("en").decode(packed._prompt("en")[1:-2])
+    assert given.startswith(" Zanzibar, Kierkegaard")
+    assert given.endswith("Darnay. Amen.")
+    assert "number 0 " not in given
+
+
+@pytest.mark.parametrize("options", [{"initial_prompt": LONG_PROMPT}, {"hotwords": LONG_PROMPT}])
+def test_a_text_may_reach_its_cap_behind_the_longest_prompt(local_engine, options):
+    """CTranslate2 raises "No position encodings" beyond Whisper's context, and the window would fail for good."""
+    packed = engine_with(local_engine, **options)._packed
+    prompt = packed._prompt("en")
+    [result] = packed._model.generate(
+        packing._view(np.random.default_rng(0).standard_normal((1, 100, 384)).astype(np.float32)),
+        [prompt],
+        beam_size=1,
+        max_length=max_length(packing.MOST_TOKENS, len(prompt)),
+        suppress_tokens=[packed._tokenizer("en").eot],
+    )
+    assert len(result.sequences_ids[0]) == packing.MOST_TOKENS
+    assert len(prompt) + packing.MOST_TOKENS <= packing.POSITIONS
+
+
 def test_what_shapes_the_text_shapes_the_fingerprint(local_engine):
     base = local_engine.fingerprint()
     assert engine_with(local_engine, workers=1, batch_size=2).fingerprint() == base
