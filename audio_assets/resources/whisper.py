@@ -50,7 +50,9 @@ class WhisperResource(Travelling, ConfigurableResource):  # type: ignore[type-ar
         description="Model name, or for the local engine a directory of CTranslate2 weights; by default WHISPER_MODEL, "
         "else whisper-1 (openai), or the packaged tiny.en if installed, else tiny.en by name (local).",
     )
-    language: str | None = Field(default=None, description="ISO 639-1 code; by default detected per recording.")
+    language: str | None = Field(
+        default=None, description="ISO 639-1 code or English name; by default detected per recording."
+    )
     initial_prompt: str | None = Field(default=None, description="Text that shows the model names and style to expect.")
     hotwords: str | None = Field(default=None, description="Words to listen for (local engine).")
     split_channels: bool = Field(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+from audio_assets.errors import SettingsError
+
 _TABLE = """
 af afrikaans|am amharic|ar arabic|as assamese|az azerbaijani|ba bashkir|be belarusian|bg bulgarian|bn bengali
 bo tibetan|br breton|bs bosnian|ca catalan|cs czech|cy welsh|da danish|de german|el greek|en english|es spanish
@@ -34,3 +38,29 @@ def code_of(language: str) -> str | None:
         return CODES[text]
     short = text.replace("_", "-").split("-")[0]
     return short if short in _KNOWN else None
+
+
+def asked_for(language: str) -> str:
+    """The ISO code of the language that the settings ask for, given as `code_of` takes it.
+
+    Raises:
+        SettingsError: Whisper knows no such language.
+    """
+    code = code_of(language)
+    if code is None:
+        raise SettingsError(
+            f"language {language!r} is not one that Whisper knows; leave it unset to detect it, or use one of "
+            f"{', '.join(sorted(_KNOWN))}"
+        )
+    return code
+
+
+def asked_of_a_server(language: str) -> str:
+    """The same for a model behind an API, which may know codes of languages that Whisper does not.
+
+    Raises:
+        SettingsError: it is neither a language that Whisper knows nor an ISO 639 code.
+    """
+    if code_of(language) is None and re.fullmatch("[a-z]{2,3}", language):
+        return language
+    return asked_for(language)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from audio_assets.errors import FileError, FileFailed, SettingsError
 from audio_assets.settings import expanded
 from audio_assets.speech.engine import Clip, ClipResult, Timings, WindowPlan, fingerprint_of
+from audio_assets.speech.languages import asked_for
 from audio_assets.speech.packing import PackedWhisper, PackingOptions
 
 ENGINE_VERSION = 6
@@ -49,14 +50,16 @@ class LocalEngine:
     """Whisper weights on this machine, decoded in packs. Loading happens on construction, once.
 
     Raises:
-        SettingsError: the model is neither a directory of CTranslate2 weights nor a name that can be had.
+        SettingsError: the model is neither a directory of CTranslate2 weights nor a name that can be had, or does not
+            know the language that is asked for.
     """
 
     name = "local"
 
     def __init__(self, options: LocalOptions):
-        self.options = options
-        self.language = options.language
+        language = None if options.language is None else asked_for(options.language)
+        self.options = options = replace(options, language=language)
+        self.language = language
         _prefer_avx512()
         _forget_lengths()
         _one_blas_thread()
@@ -78,11 +81,7 @@ class LocalEngine:
             word_timestamps=options.word_timestamps,
             language_per_window=options.language_per_window,
         )
-        if options.language is not None and not loaded.model.model.is_multilingual and options.language != "en":
-            raise SettingsError(
-                f"WHISPER_MODEL {options.model} knows English only, language {options.language!r} was asked for; "
-                "use a multilingual model such as small"
-            )
+        _check_language(language, options.model, loaded.model)
         self._packed = PackedWhisper(loaded.model, self._shape)
 
     @property
@@ -163,6 +162,21 @@ def load_model(options: LocalOptions, workers: int) -> LoadedModel:
             "check the directory, the device and the compute type"
         ) from error
     return LoadedModel(model, directory)
+
+
+def _check_language(language: str | None, name: str, model: Any) -> None:
+    if language is None or (language == "en" and not model.model.is_multilingual):
+        return
+    if not model.model.is_multilingual:
+        raise SettingsError(
+            f"WHISPER_MODEL {name} knows English only, language {language!r} was asked for; "
+            "use a multilingual model such as small"
+        )
+    if model.hf_tokenizer.token_to_id(f"<|{language}|>") is None:
+        raise SettingsError(
+            f"WHISPER_MODEL {name} does not know the language {language!r} that was asked for; "
+            "use a newer model such as large-v3"
+        )
 
 
 def _prefer_avx512() -> None:

@@ -39,7 +39,7 @@ from audio_assets.speech.engine import (
     fingerprint_of,
 )
 from audio_assets.speech.judge import compression_ratio
-from audio_assets.speech.languages import code_of
+from audio_assets.speech.languages import asked_of_a_server, code_of
 from audio_assets.speech.ledger import Account, Request
 from audio_assets.speech.pace import Pace
 from audio_assets.speech.transcribe import clip_result
@@ -247,7 +247,7 @@ class OpenAIEngine:
     An engine made by the constructor has no budget and keeps no book; `billed_to` gives one that has.
 
     Raises:
-        SettingsError: there is no key for OpenAI's own endpoint, or the endpoint or format is not one.
+        SettingsError: there is no key for OpenAI's own endpoint, or the endpoint, language or format is not one.
     """
 
     name = "openai"
@@ -268,9 +268,10 @@ class OpenAIEngine:
         form = options.audio_format or able.formats[0]
         if form not in capabilities.AUDIO_FORMATS:
             raise SettingsError(f"audio_format {form!r} is unknown; use {_listed(capabilities.AUDIO_FORMATS)}")
-        self.options = options
+        language = None if options.language is None else asked_of_a_server(options.language)
+        self.options = options = replace(options, language=language)
         self.model = options.model
-        self.language = options.language
+        self.language = language
         self.capabilities = able
         self.parallelism = options.workers + math.ceil(_AHEAD * options.workers)
         self.batch_size = 1

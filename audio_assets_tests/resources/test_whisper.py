@@ -37,6 +37,18 @@ def test_the_openai_engine_follows_the_environment(monkeypatch):
     assert (engine.model, engine.options.base_url, engine.language) == ("gpt-transcribe", "http://127.0.0.1:9/v1", "de")
 
 
+@pytest.mark.parametrize(("asked", "sent"), [("English", "en"), ("en-US", "en"), ("zh-TW", "zh"), ("ga", "ga")])
+def test_an_endpoint_is_asked_for_languages_by_code_whether_whisper_knows_them_or_not(asked, sent):
+    engine = WhisperResource(engine="openai", api_key="sk-test", language=asked).create_engine()
+    assert isinstance(engine, OpenAIEngine)
+    assert (engine.language, engine.options.language) == (sent, sent)
+
+
+def test_what_is_no_language_never_reaches_an_endpoint():
+    with pytest.raises(SettingsError, match="language 'Klingon'"):
+        WhisperResource(engine="openai", api_key="sk-test", language="Klingon").create_engine()
+
+
 def test_openai_without_a_key_names_the_setting():
     with pytest.raises(SettingsError, match="OPENAI_API_KEY"):
         WhisperResource(engine="openai").create_engine()

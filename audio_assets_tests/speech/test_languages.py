@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from audio_assets import schemas
+from audio_assets.errors import SettingsError
 from audio_assets.speech.cache import TranscriptCache
 from audio_assets.speech.decode import decode
 from audio_assets.speech.engine import SAMPLE_RATE_HZ, Samples
@@ -96,6 +97,17 @@ def test_another_language_than_the_one_asked_for_is_flagged(
     assert {id: "language_mismatch" in r.flags for id, r in asked.items()} == {"fr": False, "en": True}
     asked = transcribe(french, english, language="en")
     assert {id: "language_mismatch" in r.flags for id, r in asked.items()} == {"fr": True, "en": False}
+
+
+def test_a_language_may_be_asked_for_by_name(transcribe: Transcribe) -> None:
+    [result] = transcribe(as_file(announcement("fr", "vm-msginstruct"), "fr"), language="French").values()
+    assert (result.status, result.language) == ("ok", "fr")
+    assert "appuyez" in str(result.transcription)
+
+
+def test_a_language_that_the_weights_lack_is_refused(base: LocalOptions) -> None:
+    with pytest.raises(SettingsError, match=r"'yue'.*large-v3"):
+        LocalEngine(replace(base, language="Cantonese"))
 
 
 def test_two_languages_in_one_recording_are_told_apart_when_asked(

@@ -351,6 +351,20 @@ def test_an_english_model_refuses_another_language(local_engine):
         engine_with(local_engine, language="de")
 
 
+@pytest.mark.parametrize("language", ["EN", "english", "en-US"])
+def test_a_language_may_be_asked_for_by_any_of_its_names(local_engine, language):
+    engine = engine_with(local_engine, language=language)
+    assert engine.language == "en"
+    assert engine.fingerprint() == engine_with(local_engine, language="en").fingerprint()
+
+
+@pytest.mark.parametrize("language", ["xx", "", "Klingon"])
+def test_a_language_that_nobody_knows_is_refused_before_a_model_is_loaded(language):
+    with pytest.raises(SettingsError, match=f"language '{language}'.* de, .* zh") as caught:
+        LocalEngine(LocalOptions(model="/no/such/model", language=language, device="cpu"))
+    assert "\n" not in str(caught.value)
+
+
 class TestDroppedSpeech:
     """Whisper may take a pause for the end and leave out the rest of a long window."""
 
