@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from audio_assets.speech.engine import Segment
 
@@ -55,6 +55,9 @@ ECHOED_WORDS = 4
 
 UNCOVERED_S = 2.0
 """Speech of this length without text is worth a listen; pauses inside a segment are shorter."""
+
+UNCOVERED_SHARE = 0.1
+"""And so are many shorter stretches that add up to it, if they are this share of a channel's speech."""
 
 LANGUAGE_PROBABILITY = 0.5
 """Below this Whisper's guess of the language is no better than a coin's."""
@@ -156,7 +159,7 @@ def judge_file(
     segments: Sequence[Segment],
     *,
     duration_s: float,
-    speech: Sequence[tuple[float, float]],
+    speech: Mapping[int | None, Sequence[tuple[float, float]]],
     language: str | None = None,
     language_probability: float | None = None,
     language_asked: str | None = None,
@@ -165,14 +168,15 @@ def judge_file(
 ) -> list[str]:
     """The flags of a file, in the order of `FLAGS`.
 
-    ``speech`` are the spans where voice activity detection hears speech, in seconds.
+    ``speech`` are the spans where voice activity detection hears speech, in seconds, by the channel of the segments
+    that they belong to.
     """
     found = {flag for segment in segments for flag in judge_segment(segment)}
     text = " ".join(s.text for s in segments).strip()
     # A known phrase inside a longer text is what somebody said; only alone it is suspicious.
     if "known_phrase" in found and " ".join(words_of(text)) not in KNOWN_PHRASES and len(segments) < 2:
         found.discard("known_phrase")
-    speech_s = sum(b - a for a, b in speech)
+    speech_s = sum(b - a for spans in speech.values() for a, b in spans)
     if text and (speech_s < MIN_SPEECH_S or speech_s < MIN_SPEECH_SHARE * duration_s):
         found.add("no_speech")
     words = len(words_of(text))
@@ -180,7 +184,8 @@ def judge_file(
         found.add("implausible_rate")
     if words >= RATE_MIN_WORDS and words > MAX_WORDS_PER_S * max(speech_s, 0.1):
         found.add("implausible_rate")
-    if uncovered_s(segments, speech) >= UNCOVERED_S:
+    # One speaker's text says nothing of what another said at the same time.
+    if any(loses_speech([s for s in segments if s.channel == channel], spans) for channel, spans in speech.items()):
         found.add("uncovered_speech")
     if text and language_probability is not None and language_probability < LANGUAGE_PROBABILITY:
         found.add("language_mismatch")
@@ -193,10 +198,17 @@ def judge_file(
     return [flag for flag in FLAGS if flag in found]
 
 
-def uncovered_s(segments: Sequence[Segment], speech: Sequence[tuple[float, float]]) -> float:
-    """Seconds of the longest stretch of speech that no segment covers."""
+def loses_speech(segments: Sequence[Segment], speech: Sequence[tuple[float, float]]) -> bool:
+    """Whether a long stretch of the speech of one channel has no text, or much of it in short ones."""
+    lengths_s = uncovered_s(segments, speech)
+    speech_s = sum(b - a for a, b in speech)
+    return max(lengths_s, default=0.0) >= UNCOVERED_S or sum(lengths_s) >= max(UNCOVERED_S, UNCOVERED_SHARE * speech_s)
+
+
+def uncovered_s(segments: Sequence[Segment], speech: Sequence[tuple[float, float]]) -> list[float]:
+    """Seconds of each stretch of speech that no segment covers."""
     covered = sorted((s.start_s, s.end_s) for s in segments if s.text.strip())
-    longest = 0.0
+    lengths_s = []
     for start, end in speech:
         at = start
         for a, b in covered:
@@ -204,7 +216,7 @@ def uncovered_s(segments: Sequence[Segment], speech: Sequence[tuple[float, float
                 continue
             if a >= end:
                 break
-            longest = max(longest, a - at)
+            lengths_s.append(a - at)
             at = max(at, b)
-        longest = max(longest, end - at)
-    return longest
+        lengths_s.append(end - at)
+    return [length_s for length_s in lengths_s if length_s > 0]

@@ -288,7 +288,7 @@ class _Job:
     channels: dict[int, int | None] = field(default_factory=dict)
     ends_s: dict[int | None, float] = field(default_factory=dict)
     channel_count: int = 1
-    speech: list[tuple[float, float]] = field(default_factory=list)
+    speech: dict[int | None, list[tuple[float, float]]] = field(default_factory=dict)
     expected: int | None = None
     duration_s: float = 0.0
     speech_s: float = 0.0
@@ -550,7 +550,8 @@ class _Run:
             end_s = window.end / SAMPLE_RATE_HZ
             covered_s = (end_s - job.ends_s.get(channel, 0.0)) / job.channel_count
             job.ends_s[channel] = end_s
-            job.speech.extend((a / SAMPLE_RATE_HZ, b / SAMPLE_RATE_HZ) for a, b in window.speech)
+            spans = job.speech.setdefault(channel, [])
+            spans.extend((a / SAMPLE_RATE_HZ, b / SAMPLE_RATE_HZ) for a, b in window.speech)
             if result is not None:
                 job.outcomes[index] = result
         if result is not None:
@@ -627,6 +628,7 @@ class _Run:
         if bad:
             flags.append("incomplete")
         costs = [o.cost_usd for o in good.values()]
+        spans = sorted(span for channel in job.speech.values() for span in channel)
         result = FileTranscript(
             id=job.file.id,
             sha256=job.file.sha256,
@@ -640,7 +642,7 @@ class _Run:
             duration_s=job.duration_s,
             speech_s=job.speech_s,
             segments=tuple(segments),
-            speech_spans=tuple((round(a, 3), round(b, 3)) for a, b in sorted(job.speech)),
+            speech_spans=tuple((round(a, 3), round(b, 3)) for a, b in spans),
             loudness_dbfs=job.loudness_dbfs,
             cost_usd=None if any(c is None for c in costs) else sum(c or 0.0 for c in costs),
             elapsed_s=time.monotonic() - job.started,

@@ -52,7 +52,7 @@ COVERED = 0.9
 """Share of speech under text from which coverage takes nothing: pauses inside and edges of speech make up the rest."""
 
 UNCOVERED_S = 2.0
-"""Speech of this length without text is listed: the same length that raises the flag."""
+"""Speech of this length without text is listed: a stretch that raises the flag by itself."""
 
 QUIET_DBFS = -45.0
 QUIET_PENALTY = 0.1

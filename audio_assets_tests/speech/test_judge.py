@@ -14,6 +14,8 @@ GOOD = Segment(
 
 def flags(*segments: Segment, **how: object) -> list[str]:
     facts: dict[str, object] = {"duration_s": 12.0, "speech": [(0.0, 10.0)], **how}
+    if not isinstance(facts["speech"], dict):
+        facts["speech"] = {None: facts["speech"]}
     return judge.judge_file(segments, **facts)  # type: ignore[arg-type]
 
 
@@ -67,6 +69,22 @@ def test_each_flag_is_raised_by_its_cause(flag, segment, how):
 )
 def test_a_near_miss_raises_none(flag, segment, how):
     assert flag not in flags(segment, **how)
+
+
+def test_many_short_utterances_without_text_add_up():
+    lost = [(20.0 + 3 * i, 21.5 + 3 * i) for i in range(20)]
+    assert "uncovered_speech" in flags(GOOD, speech=[(0.0, 10.0), *lost], duration_s=90.0)
+    assert "uncovered_speech" not in flags(GOOD, speech=[(0.0, 10.0), lost[0]], duration_s=90.0)
+    long = changed(end_s=60.0)
+    edges = [(60.0 + 3 * i, 60.3 + 3 * i) for i in range(15)]
+    assert "uncovered_speech" not in flags(long, speech=[(0.0, 60.0), *edges], duration_s=120.0)
+
+
+def test_the_text_of_one_channel_does_not_cover_the_speech_of_another():
+    first = changed(channel=0)
+    both = {0: [(0.0, 10.0)], 1: [(1.0, 9.0)]}
+    assert "uncovered_speech" in flags(first, speech=both)
+    assert "uncovered_speech" not in flags(first, changed(start_s=1.0, end_s=9.0, channel=1), speech=both)
 
 
 def test_every_flag_that_can_be_raised_is_described():

@@ -427,7 +427,7 @@ class TestDroppedSpeech:
         monkeypatch.setattr(local_engine._packed, "_decode", silent)
         [result] = local_engine.transcribe([long])
         assert len(calls) == 2
-        assert uncovered_s(result.segments, long.speech) >= packing.DROPPED_S - 1.0
+        assert max(uncovered_s(result.segments, long.speech)) >= packing.DROPPED_S - 1.0
 
 
 MANY_LENGTHS = """

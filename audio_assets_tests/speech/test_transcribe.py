@@ -465,6 +465,21 @@ def test_channels_are_transcribed_apart_when_asked(parrot, cache, write_audio, o
     assert apart.duration_s == pytest.approx(10.0, abs=0.05)
 
 
+def test_a_channel_that_got_no_text_is_not_covered_by_the_other(parrot, cache, write_audio, opening, monkeypatch):
+    """Two people talk at the same time, and the engine loses one of them."""
+
+    def deaf(self, clips):
+        for clip in clips:
+            text = "" if clip.window.endswith("/1") else "It was the best of times, it was the worst of times."
+            yield ClipResult((Segment(0.0, clip.duration_s, text, -0.1, 0.0, 1.0),), "en", 0.9)
+
+    monkeypatch.setattr(Parrot, "transcribe", deaf)
+    parrot.plan = WindowPlan(max_s=15.0, cut_silence_s=1.0, split_channels=True)
+    [result] = transcribe_files([write_audio("call.wav", np.stack([opening, opening[::-1]]))], parrot, cache)
+    assert [s.channel for s in result.segments] == [0]
+    assert "uncovered_speech" in result.flags
+
+
 def test_each_segment_carries_its_flags(parrot, cache, speech_files, monkeypatch):
     def loops(self, clips):
         for clip in clips:
