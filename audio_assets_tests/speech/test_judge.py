@@ -71,6 +71,37 @@ def test_a_near_miss_raises_none(flag, segment, how):
     assert flag not in flags(segment, **how)
 
 
+SPOKEN = {
+    "hi": ("नमस्ते मेरा नाम राहुल है और मैं दिल्ली में रहता हूँ आज मैं आपको बताने वाला हूँ कि भारत में चुनाव कैसे होते हैं", 9.0),
+    "ta": ("வணக்கம் என் பெயர் குமார் நான் சென்னையில் வசிக்கிறேன் இன்று நாம் தமிழ் இலக்கியம் பற்றி பேசப் போகிறோம்", 8.5),
+    "ar": ("مَرْحَبًا بِكُمْ فِي هَذَا البَرْنَامَجِ اليَوْمَ سَنَتَحَدَّثُ عَنْ تَارِيخِ العَرَبِ", 7.0),
+    "ja": ("今日は天気がいいので散歩に行きましょうと言ったのですが彼は家で本を読みたいと答えました", 7.0),
+    "zh": ("今天我们来谈谈人工智能的发展历史以及它在医疗教育和交通等领域的应用前景", 7.0),
+    "th": ("สวัสดีครับวันนี้ผมจะมาเล่าให้ฟังเกี่ยวกับการเดินทางไปเชียงใหม่เมื่อเดือนที่แล้วซึ่งสนุกมาก", 6.5),
+    "ru": ("Сегодня мы поговорим о том как развивалась русская литература в девятнадцатом веке", 6.0),
+}
+"""Ordinary sentences, and the seconds that it takes to say them."""
+
+
+@pytest.mark.parametrize("language", SPOKEN)
+def test_ordinary_speech_of_any_script_has_no_flag(language):
+    text, length_s = SPOKEN[language]
+    assert flags(changed(text=text, end_s=length_s, compression_ratio=1.3), speech=[(0.0, length_s)]) == []
+
+
+@pytest.mark.parametrize("language", ["ja", "zh", "th"])
+def test_a_rate_is_found_implausible_without_spaces_too(language):
+    text, length_s = SPOKEN[language]
+    assert "implausible_rate" in flags(changed(text=text, end_s=length_s / 4), speech=[(0.0, length_s / 4)])
+    assert "implausible_rate" in flags(changed(text=text[:4], end_s=40.0), speech=[(0.0, 40.0)])
+
+
+def test_a_mark_belongs_to_the_letter_before_it():
+    assert judge.words_of("मैं दिल्ली में रहता हूँ।") == ["मैं", "दिल्ली", "में", "रहता", "हूँ"]
+    assert judge.words_of("İstanbul'da, “कि”") == ["i̇stanbulda", "कि"]
+    assert judge.words_of("\u0e34\u0301") == [], "no mark is a word by itself"
+
+
 def test_many_short_utterances_without_text_add_up():
     lost = [(20.0 + 3 * i, 21.5 + 3 * i) for i in range(20)]
     assert "uncovered_speech" in flags(GOOD, speech=[(0.0, 10.0), *lost], duration_s=90.0)
