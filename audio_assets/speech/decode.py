@@ -321,8 +321,8 @@ class AudioStream:
         channels = data.shape[0] if data.ndim > 1 else 1
         if not peak < CLIP_LEVEL:
             self._full_scale += int(np.count_nonzero(np.abs(data) >= CLIP_LEVEL)) // channels
-        wide = data.astype(np.float64)
-        self._energy += float(np.vdot(wide, wide)) / channels
+        # In single precision, which is cheap and enough for pieces of samples within bounds; their sum is in double.
+        self._energy += float(np.vdot(data, data)) / channels
         self._samples += data.shape[-1]
         self._check_duration(self._samples / SAMPLE_RATE_HZ)
         return data
