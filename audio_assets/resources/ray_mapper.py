@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import queue
 import signal
@@ -40,7 +41,9 @@ STILLBORN = 5
 """Workers that may die one after the other before any was ready."""
 
 NO_WORKER_S = 300.0
-"""How long a run waits for a worker, where there is none, before it fails."""
+"""How long a run waits for its first worker before it looks whether there can be one, and again before it looks anew.
+
+Other runs keep the cores of the cluster for as long as a stage of theirs takes: hours are nothing unusual."""
 
 IDLE_S = 30.0
 """How long a worker waits for the next stage before it gives its cores back."""
@@ -342,7 +345,7 @@ class RayResults(Generic[Item, Result]):
         count = self._worker_count()
         for _ in range(count):
             self._hire()
-        idle_since = time.monotonic()
+        looked = time.monotonic()
         try:
             while self._left:
                 by_ref = {place.pending: place for place in self._places.values()}
@@ -352,12 +355,10 @@ class RayResults(Generic[Item, Result]):
                 for ref in done:
                     yield from self._hear(by_ref[ref], ref)
                 if any(place.ready for place in self._places.values()):
-                    idle_since = time.monotonic()
-                elif time.monotonic() - idle_since > NO_WORKER_S:
-                    raise AudioAssetsError(
-                        f"no worker could start on the Ray cluster for {NO_WORKER_S:.0f} s: `ray status` says who has"
-                        " its cores. What was done is kept; run again"
-                    )
+                    looked = time.monotonic()
+                elif time.monotonic() - looked > NO_WORKER_S:
+                    self._wait_on()
+                    looked = time.monotonic()
             yield from self._farewell()
             for place in list(self._places.values()):
                 if place.ready and not place.told:
@@ -368,13 +369,28 @@ class RayResults(Generic[Item, Result]):
             if probe is not None:
                 probe.unlink(missing_ok=True)
 
-    def _worker_count(self) -> int:
-        """As many as fit on the nodes that are there, and no more than there is work for.
+    def _wait_on(self) -> None:
+        """Go on waiting while there is a node for a worker, whoever has its cores now.
 
         Raises:
-            SettingsError: no node has what one worker needs.
+            AudioAssetsError: there is none any more.
         """
-        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        if not self._fitting(self._nodes()):
+            raise AudioAssetsError(
+                f"no worker could start for {NO_WORKER_S:.0f} s, and no node of the Ray cluster has what one needs any"
+                " more: `ray status` says what is left. What was done is kept; run again"
+            )
+        logging.getLogger(__name__).warning(
+            "no worker has had room on the Ray cluster for %.0f s; waiting until others give back its cores",
+            NO_WORKER_S,
+        )
+
+    def _nodes(self) -> list[dict[str, float]]:
+        """What each node that is there has, free or not."""
+        return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+
+    def _fitting(self, nodes: list[dict[str, float]]) -> int:
+        """Workers that fit on ``nodes`` when nobody else has their cores."""
         fitting = 0
         for node in nodes:
             fits = node.get("CPU", 0.0) / self._cpus
@@ -382,6 +398,16 @@ class RayResults(Generic[Item, Result]):
                 per_gpu = int(1 / self._gpus) if self._gpus < 1 else 1 / self._gpus
                 fits = min(fits, node.get("GPU", 0.0) * per_gpu)
             fitting += int(fits)
+        return fitting
+
+    def _worker_count(self) -> int:
+        """As many as fit on the nodes that are there, and no more than there is work for.
+
+        Raises:
+            SettingsError: no node has what one worker needs.
+        """
+        nodes = self._nodes()
+        fitting = self._fitting(nodes)
         if not fitting:
             has = "; ".join(sorted(f"{n.get('CPU', 0):g} cores, {n.get('GPU', 0):g} GPUs" for n in nodes)) or "nothing"
             raise SettingsError(

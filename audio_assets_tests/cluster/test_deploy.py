@@ -102,6 +102,15 @@ def test_in_compose_dagsters_home_can_be_written_and_what_the_sensors_remember_l
     assert {"dagster", "code", "postgres"} <= set(compose["volumes"])
 
 
+def test_a_run_waits_for_no_core_that_the_workers_of_other_runs_have() -> None:
+    profile = yaml.safe_load((DEPLOY / "cluster" / "dagster.yaml").read_text())
+    launched = profile["run_launcher"]["config"]["ray"]
+    assert launched["num_cpus"] == 0
+    # With nothing asked for at all, Ray would put every run on the head node.
+    assert launched["memory"] > 0
+    assert profile["run_monitoring"]["start_timeout_seconds"] >= 900
+
+
 def test_the_guide_names_only_settings_and_commands_that_there_are() -> None:
     guide = (DEPLOY / "README.md").read_text()
     known = {name.upper() for name in Settings.model_fields}
