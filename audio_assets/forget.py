@@ -12,6 +12,7 @@ history of earlier runs.
 from __future__ import annotations
 
 import json
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -216,10 +217,17 @@ class Forgetting:
 
         Raises:
             StorageError: the disk or the bucket refused; run it again.
+            SupersededError: a newer run has written the partition meanwhile.
         """
         import dagster as dg
 
-        vanished = set(self.vanished[partition])
+        # A number of its own, before anything is read: an older run that wakes up cannot bring the rows back.
+        fence = PartitionedDuckDBIOManager().fence(f"forget-{uuid.uuid4().hex}", partition)
+        rows = self.store.read(schemas.RAW_AUDIO, [partition])
+        # Another run may have found some of them since they were chosen.
+        gone = rows.filter(pc.equal(rows.column("status"), "gone")).column("id").to_pylist()
+        vanished = set(self.vanished[partition]).intersection(gone)
+        self.vanished[partition] = sorted(vanished)
         contents = self._contents(partition, vanished)
         leaving = {(partition, key) for partition, keys in self.vanished.items() for key in keys}
         owners = self._owners(leaving)
@@ -241,10 +249,9 @@ class Forgetting:
         except OSError as error:
             raise _refused(error) from error
         crash_point("forget:copies-removed")
-        rows = self.store.read(schemas.RAW_AUDIO, [partition])
         left = rows.filter(pc.invert(pc.is_in(rows.column("id"), value_set=pa.array(sorted(vanished)))))
         if left.num_rows:
-            self.store.write(schemas.RAW_AUDIO, left, partition)
+            self.store.write(schemas.RAW_AUDIO, left, partition, fence)
             metadata = {"forgotten": len(vanished), "dagster/partition_row_count": left.num_rows}
             crash_point("forget:rows-removed")
             instance.report_runless_asset_event(

@@ -15,7 +15,7 @@ from audio_assets import cli, schemas
 from audio_assets.demo import demo_objects, packaged_model
 from audio_assets.demo_server import WeedServer
 from audio_assets.derived import clip_name, write_subtitles
-from audio_assets.errors import StorageError
+from audio_assets.errors import StorageError, SupersededError
 from audio_assets.forget import Forgetting
 from audio_assets.ingest.selection import Selection
 from audio_assets.partitions import partition_key_for, prefix_of
@@ -429,6 +429,20 @@ def test_another_machine_finishes_what_one_began(
     assert not again.unfinished
 
 
+def test_an_older_run_that_wakes_up_cannot_bring_forgotten_rows_back(shared: Objects) -> None:
+    home = HomeResource().paths()
+    put(home, {"calls/a.wav": "gone", "calls/b.wav": "ok"})
+    store = PartitionStore(home.record)
+    older = PartitionedDuckDBIOManager().fence("an older run", "calls")
+    before = store.read(schemas.RAW_AUDIO, ["calls"])
+
+    begin(home, "calls")
+
+    with pytest.raises(SupersededError):
+        store.write(schemas.RAW_AUDIO, before, "calls", older)
+    assert store.read(schemas.RAW_AUDIO, ["calls"]).column("id").to_pylist() == ["calls/b.wav"]
+
+
 @pytest.mark.parametrize("left", ["exports/srt/old/c.wav.srt", "exports/corpus.parquet", "warehouse/earlier.duckdb"])
 def test_whatever_is_still_in_the_bucket_at_the_end_is_named(
     shared: Objects, monkeypatch: pytest.MonkeyPatch, left: str
@@ -443,3 +457,17 @@ def test_whatever_is_still_in_the_bucket_at_the_end_is_named(
     with pytest.raises(StorageError, match=rf"{left}: still there; run .* again"):
         finish(forgetting)
     assert forgetting.unfinished
+
+
+def test_what_another_run_has_found_again_meanwhile_is_not_forgotten(home: Home) -> None:
+    put(home, {"calls/a.wav": "gone", "calls/b.wav": "gone"})
+    store = PartitionStore(home.record)
+    forgetting = Forgetting.of(store, HomeResource(), [("calls", lambda key: True)])
+    put(home, {"calls/a.wav": "ok", "calls/b.wav": "gone"})
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        forgetting.purge("calls", instance)
+
+    assert [item.id for item in forgetting.forgotten] == ["calls/b.wav"]
+    assert store.read(schemas.RAW_AUDIO).column("id").to_pylist() == ["calls/a.wav"]
+    assert cached(home) == {sha_of("calls/a.wav")}
