@@ -50,6 +50,8 @@ def corpus_summary(
     context: dg.AssetExecutionContext, warehouse: dg.ResourceParam[PartitionedDuckDBIOManager]
 ) -> dg.MaterializeResult:
     """Aggregate all prefixes in SQL."""
+    with readable_errors():
+        warehouse.fence(context.run.run_id, None)
     with readable_errors(), warehouse.warehouse().connect() as connection:
         table = statistics.summarize_corpus(connection)
         frequent = statistics.corpus_top_words(connection)

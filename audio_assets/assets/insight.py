@@ -74,6 +74,8 @@ def prefix_keywords(
     context: dg.AssetExecutionContext, warehouse: dg.ResourceParam[PartitionedDuckDBIOManager]
 ) -> dg.MaterializeResult:
     """Find the words that set each prefix apart."""
+    with readable_errors():
+        warehouse.fence(context.run.run_id, None)
     with readable_errors(), warehouse.warehouse().connect() as connection:
         table = insight.keywords(connection)
     return dg.MaterializeResult(

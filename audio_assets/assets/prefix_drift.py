@@ -30,6 +30,7 @@ def prefix_drift(
 ) -> dg.MaterializeResult:
     """Add what Dagster's history says about the tokens to what is on record."""
     with readable_errors():
+        warehouse.fence(context.run.run_id, context.partition_key)
         recorded = warehouse.store().read(schemas.PREFIX_DRIFT, [context.partition_key])
         table = insight.drift_history(recorded, _found(context))
     latest = table.to_pylist()[-1] if table.num_rows else {}

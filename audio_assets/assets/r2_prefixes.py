@@ -20,6 +20,7 @@ from audio_assets.ingest.discovery import Discovery, discover
 from audio_assets.ingest.intake import mirror_prefixes
 from audio_assets.ingest.listing import PrefixListing
 from audio_assets.partitions import PARTITIONS_NAME
+from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
 from audio_assets.resources.home import HomeResource
 from audio_assets.resources.r2 import R2Resource
 
@@ -53,7 +54,11 @@ class R2PrefixesConfig(dg.Config):
     + " Materialize it first: it lists the bucket and registers each prefix as a partition.",
 )
 def r2_prefixes(
-    context: dg.AssetExecutionContext, config: R2PrefixesConfig, r2: R2Resource, home: HomeResource
+    context: dg.AssetExecutionContext,
+    config: R2PrefixesConfig,
+    r2: R2Resource,
+    home: HomeResource,
+    warehouse: dg.ResourceParam[PartitionedDuckDBIOManager],
 ) -> dg.MaterializeResult:
     """List the bucket (or the mirror) and register its prefixes as partitions."""
     with readable_errors():
@@ -63,6 +68,7 @@ def r2_prefixes(
         else:
             r2.check()
             home.claim(r2.bucket_name())
+            warehouse.fence(context.run.run_id, None)
             found = discover(r2.get_client(), r2.bucket_name(), home.depth(), selection, count=config.count_objects)
         added = register(context.instance, found.prefixes)
         table = schemas.R2_PREFIXES.from_rows([asdict(p) for p in found.prefixes])

@@ -33,6 +33,7 @@ def transcription_ledger(
     """Bring what is on record together with what the journals hold."""
     prefix, root = prefix_for(context.partition_key), home.paths().ledger
     with readable_errors():
+        warehouse.fence(context.run.run_id, context.partition_key)
         home.pull_ledger(prefix)
         recorded = warehouse.store().read(schemas.TRANSCRIPTION_LEDGER, [context.partition_key]).to_pylist()
         ordered = bring_up_to_date(root, prefix, recorded, time.time())

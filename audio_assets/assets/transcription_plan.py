@@ -32,6 +32,7 @@ def transcription_plan(
 ) -> dg.MaterializeResult[pa.Table]:
     """Estimate every model over the recordings that `raw_audio` holds."""
     with readable_errors():
+        warehouse.fence(context.run.run_id, None)
         columns = ["id", "sha256", "duration_s", "status"]
         rows = warehouse.store().read(schemas.RAW_AUDIO, columns=columns).to_pylist()
         mirror = home.mirror()

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import dagster as dg
@@ -20,6 +20,7 @@ from audio_assets.assets.common import (
     table_metadata,
     table_type,
 )
+from audio_assets.errors import SupersededError
 from audio_assets.partitions import prefix_for, prefix_partitions
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
 from audio_assets.resources.home import HomeResource
@@ -201,11 +202,14 @@ def _recorded(
     except Exception:
         if results.figures()["attempts"]:
             key, store = context.partition_key, warehouse.store()
+            number = warehouse.fence(context.run.run_id, key)
             home.pull_ledger(prefix_for(key))
             recorded = store.read(schemas.TRANSCRIPTION_LEDGER, [key]).to_pylist()
             rows = bring_up_to_date(home.paths().ledger, prefix_for(key), recorded, time.time())
-            store.write(schemas.TRANSCRIPTION_LEDGER, schemas.TRANSCRIPTION_LEDGER.from_rows(rows), key)
-            context.log_event(dg.AssetMaterialization("transcription_ledger", partition=key))
+            # What a newer run has published stands; the next one takes up the journals.
+            with suppress(SupersededError):
+                store.write(schemas.TRANSCRIPTION_LEDGER, schemas.TRANSCRIPTION_LEDGER.from_rows(rows), key, number)
+                context.log_event(dg.AssetMaterialization("transcription_ledger", partition=key))
         raise
 
 

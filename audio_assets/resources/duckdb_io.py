@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from audio_assets.storage.partition_files import PartitionFile, PartitionStore, Unreadable
     from audio_assets.storage.warehouse import Warehouse
 
-_fences: dict[tuple[str, str], int] = {}
+_fences: dict[tuple[str, str | None], int] = {}
 """The number of each run of a partition in this process. A run that goes on in another process has another."""
 _fences_lock = threading.Lock()
 
@@ -73,10 +73,11 @@ class PartitionedDuckDBIOManager(ConfigurableIOManager):
         """What all machines share, where the home is in a bucket."""
         return HomeResource().objects() if self.tables_root is None else None
 
-    def fence(self, run_id: str, partition: str) -> int | None:
+    def fence(self, run_id: str, partition: str | None) -> int | None:
         """The number of this run of a partition, in this process: what it publishes gives way to a greater one's.
 
-        To be asked for before anything is read. None where the home is a directory.
+        Without a partition, of the tables that have none. To be asked for before anything is read. None where the home
+        is a directory.
 
         Raises:
             SettingsError: the bucket cannot be written.
@@ -91,7 +92,9 @@ class PartitionedDuckDBIOManager(ConfigurableIOManager):
 
                 # What lies there may have come from another home, or outlived its counter.
                 above = self.store().number(partition)
-                _fences[run_id, partition] = objects.next_number(f"fences/{file_name_for(partition)}.json", above)
+                # No partition's file is called like that.
+                name = "whole" if partition is None else file_name_for(partition)
+                _fences[run_id, partition] = objects.next_number(f"fences/{name}.json", above)
             return _fences[run_id, partition]
 
     def publish(self) -> str | None:
@@ -132,8 +135,7 @@ class PartitionedDuckDBIOManager(ConfigurableIOManager):
         store = self.store()
 
         def write(rows: pa.Table, partition: str | None) -> PartitionFile:
-            fence = None if partition is None else self.fence(context.run_id, partition)
-            return store.write(table, rows, partition, fence)
+            return store.write(table, rows, partition, self.fence(context.run_id, partition))
 
         try:
             kept = _kept(context, store, table)

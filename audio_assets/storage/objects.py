@@ -9,10 +9,7 @@ from typing import Any
 
 from audio_assets.errors import SettingsError
 from audio_assets.storage.bucket_client import whole
-from audio_assets.storage.places import Bucket, place_for
-
-_PRECONDITION = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
-_MISSING = ("NoSuchKey", "404", "NotFound")
+from audio_assets.storage.places import MISSING, PRECONDITION, Bucket, place_for
 
 
 class Objects:
@@ -45,7 +42,7 @@ class Objects:
             try:
                 return whole(lambda: self._ask(name))
             except ClientError as error:
-                if error.response["Error"].get("Code") in _MISSING:
+                if error.response["Error"].get("Code") in MISSING:
                     return None
                 raise
 
@@ -77,7 +74,7 @@ class Objects:
                 return str(done["ETag"])
             except ClientError as error:
                 code = error.response["Error"].get("Code")
-                if condition and (code in _PRECONDITION or (replaces and code in _MISSING)):
+                if condition and (code in PRECONDITION or (replaces and code in MISSING)):
                     return None
                 raise
 

@@ -137,7 +137,7 @@ class PartitionStore:
             table: the table that the partition belongs to.
             data: the rows; columns are matched by name. They are stored in the order of the table's key.
             partition: any text; None for a table without partitions.
-            fence: in a bucket, whoever has the greater one wins, whoever comes first.
+            fence: in a bucket, whoever has the greater one wins, whoever comes first. None: that of what is replaced.
 
         Raises:
             SupersededError: somebody with a greater ``fence`` has written the partition.
@@ -302,6 +302,8 @@ class PartitionStore:
 
     def number(self, partition: str | None) -> int:
         """The greatest ``fence`` that a file of this partition was written with, in any table; 0 for none.
+
+        None stands for the tables without partitions.
 
         Raises:
             StorageError: the disk or the bucket refused.

@@ -29,7 +29,10 @@ _FENCE = "fence"
 """Name of the metadata that says which run wrote an object."""
 
 _DENIED = ("403", "401", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Unauthorized")
-_MISSING = ("404", "NoSuchKey", "NotFound")
+PRECONDITION = ("PreconditionFailed", "412", "ConditionalRequestConflict", "409")
+"""What a server says of a condition that does not hold; AWS, of two requests at once, of one of them."""
+
+MISSING = ("404", "NoSuchKey", "NotFound")
 
 
 class Place(Protocol):
@@ -57,7 +60,7 @@ class Place(Protocol):
     def write(self, path: str, produce: Callable[[Any], None], fence: int | None = None) -> tuple[str, int]:
         """Replace ``path`` by what ``produce`` writes to the sink it is given; return identity and size.
 
-        With a ``fence`` only if nobody with a greater one has written there.
+        With a ``fence`` only if nobody with a greater one has written there; without, the one that is there stays.
         """
         ...
 
@@ -354,7 +357,7 @@ class Bucket:
             try:
                 return whole(ask)
             except ClientError as error:
-                if error.response["Error"].get("Code") in _MISSING:
+                if error.response["Error"].get("Code") in MISSING:
                     raise self._no_such(path) from None
                 raise
 
@@ -380,31 +383,25 @@ class Bucket:
     def write(self, path: str, produce: Callable[[Any], None], fence: int | None = None) -> tuple[str, int]:
         """Replace ``path`` by what ``produce`` writes; return identity and size in bytes.
 
+        The bucket decides between two. Without a ``fence`` the number that is there stays: what is written takes the
+        place of that run's rows, and gives way to no older one's.
+
         Raises:
             SupersededError: somebody with a greater ``fence`` has written there.
         """
         import pyarrow as pa
+        from botocore.exceptions import ClientError
 
         buffer = pa.BufferOutputStream()
         produce(buffer)
         body = buffer.getvalue()
         atomic.crash_point("partition:before-rename")
-        if fence is not None:
-            return self._write_fenced(path, body, fence)
-        with self.errors(path):
-            done = self.client().put_object(Bucket=self._location.bucket, Key=self.key(path), Body=body.to_pybytes())
-        atomic.crash_point("partition:after-rename")
-        return done["ETag"].strip('"'), body.size
-
-    def _write_fenced(self, path: str, body: Any, fence: int) -> tuple[str, int]:
-        """Put ``body`` unless somebody with a greater ``fence`` has put theirs: the bucket decides between two."""
-        from botocore.exceptions import ClientError
-
         where = {"Bucket": self._location.bucket, "Key": self.key(path)}
         with self.errors(path):
             while True:
                 there = self._head(path)
-                if _number(there) > fence:
+                number = _number(there) if fence is None else fence
+                if _number(there) > number:
                     raise SupersededError(
                         f"{self.uri(path)}: a newer run has published this since the run began; its rows stand, those"
                         " of this run are dropped. Nothing is to be done"
@@ -412,11 +409,11 @@ class Bucket:
                 condition = {"IfNoneMatch": "*"} if there is None else {"IfMatch": there["ETag"]}
                 try:
                     done = self.client().put_object(
-                        **where, Body=body.to_pybytes(), Metadata={_FENCE: str(fence)}, **condition
+                        **where, Body=body.to_pybytes(), Metadata={_FENCE: str(number)}, **condition
                     )
                     break
                 except ClientError as error:
-                    if error.response["Error"].get("Code") not in ("PreconditionFailed", "412", "404", "NoSuchKey"):
+                    if error.response["Error"].get("Code") not in (*PRECONDITION, *MISSING):
                         raise
         atomic.crash_point("partition:after-rename")
         return done["ETag"].strip('"'), body.size
@@ -447,7 +444,7 @@ class Bucket:
         try:
             head: dict[str, Any] = self.client().head_object(Bucket=self._location.bucket, Key=self.key(path))
         except ClientError as error:
-            if error.response["Error"].get("Code") in _MISSING:
+            if error.response["Error"].get("Code") in MISSING:
                 return None
             raise
         return head

@@ -178,10 +178,12 @@ def _restored(store: PartitionStore, warehouse: Warehouse, table: schemas.Table,
     except (StorageError, BusyError):
         rows = None
     try:
+        # It goes with the file, and the rows must not give way to those of an older run.
+        number = store.number(partition)
         aside = store.set_aside(table, partition)
         if rows is None:
             return f"set aside as {aside}; the next run makes the partition again"
-        store.write(table, rows, partition)
+        store.write(table, rows, partition, number)
     except (StorageError, OSError):
         return None
     return f"set aside as {aside}, its {rows.num_rows} rows restored from the warehouse"

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import dagster as dg
+import pyarrow as pa
 import pytest
 
 from audio_assets import schemas
@@ -39,3 +41,26 @@ def test_the_warehouse_is_published_after_its_counter_was_lost(objects: Objects)
     assert [manager.publish() is not None for _ in range(2)] == [True, True]
     objects.delete("fences/warehouse.json")
     assert manager.publish() is not None
+
+
+def test_a_run_over_all_prefixes_that_was_overtaken_is_refused(objects: Objects) -> None:
+    manager = PartitionedDuckDBIOManager()
+    made: list[bool] = []
+
+    def run() -> bool:
+        return dg.materialize([r2_prefixes], resources={"warehouse": manager}, raise_on_error=False).success
+
+    @dg.asset(io_manager_key="warehouse")
+    def r2_prefixes(context: dg.AssetExecutionContext) -> pa.Table:
+        manager.fence(context.run.run_id, None)
+        rows = []
+        if not made:
+            # Another run begins and ends meanwhile.
+            made.append(False)
+            made.append(run())
+            rows = [{"prefix": "old/", "partition": "old"}]
+        return schemas.R2_PREFIXES.from_rows(rows)
+
+    assert run() is False
+    assert made == [False, True]
+    assert manager.store().read(schemas.R2_PREFIXES).num_rows == 0

@@ -17,11 +17,13 @@ import pytest
 from audio_assets import schemas
 from audio_assets.demo import BUCKET
 from audio_assets.demo_server import WeedServer
-from audio_assets.errors import SettingsError, StorageError
+from audio_assets.errors import SettingsError, StorageError, SupersededError
+from audio_assets.settings import Home
 from audio_assets.storage.exports import export_corpus
 from audio_assets.storage.objects import Objects
 from audio_assets.storage.partition_files import PartitionStore
 from audio_assets.storage.places import place_for
+from audio_assets.storage.verify import verify
 from audio_assets.storage.warehouse import Refresh, Warehouse
 
 from .rows import tokens, transcripts
@@ -293,8 +295,8 @@ def test_an_upload_is_one_plain_put_as_r2_wants_it() -> None:
         root = f"s3://key:secret@bucket/tables?endpoint_override=127.0.0.1:{server.server_port}&scheme=http"
         PartitionStore(root).write(TOKENS, TOKENS.empty(), "a")
         server.shutdown()
-    assert [method for method, _ in seen] == ["PUT"]
-    headers = seen[0][1]
+    assert [method for method, _ in seen] == ["HEAD", "PUT"]
+    headers = seen[-1][1]
     assert not {"x-amz-trailer", "x-amz-sdk-checksum-algorithm", "content-encoding"} & headers.keys()
 
 
@@ -314,3 +316,54 @@ def test_a_partition_has_the_greatest_number_of_its_files(bucket: PartitionStore
     bucket.write(TRANSCRIPTS, TRANSCRIPTS.empty(), "A/b", 11)
     bucket.write(TRANSCRIPTS, TRANSCRIPTS.empty(), "b", 12)
     assert bucket.number("A/b") == 11
+
+
+def test_a_write_without_a_number_gives_way_to_no_older_run(bucket: PartitionStore) -> None:
+    bucket.write(TOKENS, tokens("a/", {"a/1": ["newest"]}), "a", 2)
+    bucket.write(TOKENS, tokens("a/", {"a/1": ["mended"]}), "a")
+    with pytest.raises(SupersededError):
+        bucket.write(TOKENS, tokens("a/", {"a/1": ["woke up"]}), "a", 1)
+    assert bucket.read(TOKENS, ["a"]).column("tokens").to_pylist() == [["mended"]]
+
+
+def test_a_repaired_partition_gives_way_to_no_older_run(weed: WeedServer, bucket: PartitionStore, home: Home) -> None:
+    bucket.write(TOKENS, tokens("a/", {"a/1": ["newest"]}), "a", 2)
+    warehouse = Warehouse(home.warehouse, bucket)
+    warehouse.refresh()
+    place = place_for(url(weed, bucket.root.rpartition("/")[2]))
+    place.write("tokens/a.parquet", lambda sink: sink.write(b"damaged"))
+    found = verify(home, bucket, warehouse, repair=True)
+    assert [d.repaired for d in found if "a.parquet" in d.where] == [True]
+    assert bucket.read(TOKENS, ["a"]).column("tokens").to_pylist() == [["newest"]]
+    with pytest.raises(SupersededError):
+        bucket.write(TOKENS, tokens("a/", {"a/1": ["woke up"]}), "a", 1)
+
+
+def test_of_two_requests_at_once_the_one_that_aws_refuses_is_sent_again() -> None:
+    puts: list[int] = []
+
+    class Conflicts(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            puts.append(409 if not puts else 200)
+            body = b"<Error><Code>ConditionalRequestConflict</Code></Error>" if puts[-1] == 409 else b""
+            self.send_response(puts[-1])
+            self.send_header("ETag", '"1"')
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_HEAD(self) -> None:
+            self.send_response(404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Conflicts) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        root = f"s3://key:secret@bucket/tables?endpoint_override=127.0.0.1:{server.server_port}&scheme=http"
+        PartitionStore(root).write(TOKENS, TOKENS.empty(), "a", 1)
+        server.shutdown()
+    assert puts == [409, 200]
