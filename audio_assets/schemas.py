@@ -322,7 +322,11 @@ TRANSCRIPT_QUALITY = Table(
         Column("words", _I64, "words of the transcript", nullable=False),
         Column("words_per_s", _F64, "words per second of speech"),
         Column("confidence", _F64, "mean probability of the words, 0 to 1; null when the engine does not say"),
-        Column("compression_ratio", _F64, "of the most repetitive segment: bytes of text over bytes after zlib"),
+        Column(
+            "compression_ratio",
+            _F64,
+            "of the most repetitive segment: bytes of text over bytes after zlib, by the engine",
+        ),
         Column("silence_share", _F64, "share of the recording without speech, 0 to 1"),
         Column("loudness_dbfs", _F64, "root mean square of the decoded audio, against full scale"),
         Column("clipped", _BOOL, "whether the recording is overdriven"),

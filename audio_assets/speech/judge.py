@@ -128,9 +128,20 @@ def spoken_words(text: str) -> float:
     return words + len(words_of(text))
 
 
+_OTHER_LETTER = re.compile("[\u0370-\u1dff\u1f00-\u1fff\u2c00-\ud7ff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]")
+"""A letter that is not Latin; symbols and emoji are none."""
+
+
 def compression_ratio(text: str) -> float:
-    """Bytes of the text over bytes after zlib: Whisper's measure of repetition."""
-    data = text.encode("utf-8")
+    """Bytes of the text over bytes after zlib: Whisper's measure of repetition, made comparable across scripts.
+
+    UTF-8 spends two or three bytes on each letter of most scripts, which zlib finds again: ordinary Hindi would seem
+    twice as repetitive as English. So every letter that is not Latin counts as one byte, as Latin ones do.
+    """
+    bytes_of: dict[str, bytes] = {}
+    for letter in _OTHER_LETTER.findall(text):
+        bytes_of.setdefault(letter, bytes([0x80 + len(bytes_of) % 0x80]))
+    data = b"".join(bytes_of.get(c) or c.encode("utf-8") for c in text) if bytes_of else text.encode("utf-8")
     return len(data) / len(zlib.compress(data)) if data else 0.0
 
 
@@ -174,7 +185,10 @@ def judge_segment(segment: Segment) -> list[str]:
         doubtful = segment.avg_logprob is None or segment.avg_logprob < DOUBTFUL_LOGPROB
         if doubtful:
             flags.append("no_speech")
-    ratio = segment.compression_ratio if segment.compression_ratio is not None else compression_ratio(segment.text)
+    ratio = segment.compression_ratio
+    # A server measures bytes.
+    if ratio is None or _OTHER_LETTER.search(segment.text):
+        ratio = compression_ratio(segment.text)
     if ratio > HIGH_COMPRESSION or repeats(segment.text) or echoes(segment.text):
         flags.append("repetition")
     if segment.avg_logprob is not None and segment.avg_logprob < LOW_LOGPROB:

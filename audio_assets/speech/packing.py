@@ -23,6 +23,7 @@ import numpy as np
 
 from audio_assets.speech import judge
 from audio_assets.speech.engine import SAMPLE_RATE_HZ, Clip, ClipResult, Samples, Segment, Timings, Word
+from audio_assets.speech.languages import TOKENS_BESIDE_ENGLISH
 
 TAIL_STATES = 32
 """Encoder states of silence behind the longest window of a batch: as few as stop the decoder as well as 400 do."""
@@ -51,7 +52,8 @@ POSITIONS = 448
 
 RUNAWAY_TOKENS = 12
 RUNAWAY_TOKENS_PER_S = 6.5
-"""More tokens than this for the length of a window are no speech: fast talkers stay below 5 a second."""
+"""More tokens than this for the length of a window are no speech: fast talkers of English stay below 5 a second. The
+rate is that of English; other languages need more tokens for the same, see `TOKENS_BESIDE_ENGLISH`."""
 
 RETRY_LOGPROB = -1.0
 RETRY_COMPRESSION = 2.2
@@ -93,13 +95,15 @@ class PackingOptions:
 
 @dataclass(frozen=True)
 class Decoded:
-    """One decoding of one window."""
+    """One decoding of one window. ``capped`` if it ended because it may hold no more tokens, in midst of its text."""
 
     tokens: tuple[int, ...]
     text: str
     avg_logprob: float
     no_speech_prob: float
     compression_ratio: float
+    language: str = "en"
+    capped: bool = False
 
 
 class PackedWhisper:
@@ -239,12 +243,13 @@ class PackedWhisper:
         return [tokenizer.sot_prev, *hotwords, *prompt, *start]
 
     def _generate(self, packed: Samples, clips: Sequence[Clip], languages: Sequence[str]) -> list[Decoded]:
-        cap = most_tokens(max(c.duration_s for c in clips))
         prompts = [self._prompt(language) for language in languages]
+        cap = max(most_tokens(c.duration_s, language) for c, language in zip(clips, languages, strict=True))
+        cap = min(cap, POSITIONS - len(prompts[0]))
         results = self._model.generate(
             _view(packed), prompts, beam_size=self._options.beam_size, **self._common(prompts[0], cap)
         )
-        return [self._decoded(r, 0, language) for r, language in zip(results, languages, strict=True)]
+        return [self._decoded(r, 0, language, cap) for r, language in zip(results, languages, strict=True)]
 
     def _common(self, prompt: Sequence[int], cap: int) -> dict[str, Any]:
         return {
@@ -254,19 +259,30 @@ class PackedWhisper:
             "return_no_speech_prob": True,
         }
 
-    def _decoded(self, result: Any, index: int, language: str) -> Decoded:
+    def _decoded(self, result: Any, index: int, language: str, cap: int) -> Decoded:
         tokens = result.sequences_ids[index]
         text = self._tokenizer(language).decode(tokens)
         # CTranslate2 divides the sum of log probabilities by the length; Whisper counts the end token too.
         avg_logprob = float(result.scores[index]) * len(tokens) / (len(tokens) + 1)
+        capped = len(tokens) >= cap
+        while capped and text.endswith("\ufffd"):
+            # A letter may take several tokens, and the cap has cut it.
+            tokens = tokens[:-1]
+            text = self._tokenizer(language).decode(tokens)
         return Decoded(
-            tuple(tokens), text, avg_logprob, float(result.no_speech_prob), judge.compression_ratio(text.strip())
+            tuple(tokens),
+            text,
+            avg_logprob,
+            float(result.no_speech_prob),
+            judge.compression_ratio(text.strip()),
+            language,
+            capped,
         )
 
     def _retry(self, first: Decoded, clip: Clip, features: Samples, language: str) -> Decoded:
         """The window with more silence, then on its full 30 s, hotter each time, until the text looks right.
 
-        When it never does, the likeliest decoding that does not run away.
+        When it never does, the likeliest decoding that does not run away, or at least was not cut off by its cap.
         """
         longer = self._features(clip.samples, SECOND_LOOK_S)
         [second] = self._generate(self._pack([self._encode(longer)]), [clip], [language])
@@ -277,10 +293,14 @@ class PackedWhisper:
             return first
         if clip.speech_s < BRIEF_SPEECH_S and not (runs_away(first, clip) or runs_away(second, clip)):
             return max(first, second, key=lambda d: d.avg_logprob)
+        if fills_decoder(first, clip) and fills_decoder(second, clip):
+            # A text of many tokens that goes on: no other decoding can hold more of it, `_with_rest` gets the rest.
+            return max(first, second, key=lambda d: d.avg_logprob)
         full = np.zeros((features.shape[0], _FULL_FRAMES), np.float32)
         full[:, : features.shape[1]] = features
         states = _view(self._encode(full)[None])
         prompt = self._prompt(language)
+        cap = min(max(MOST_TOKENS, most_tokens(clip.duration_s, language)), POSITIONS - len(prompt))
         seen = [first, second]
         for temperature in TEMPERATURES:
             how: dict[str, Any] = {"beam_size": self._options.beam_size}
@@ -291,13 +311,13 @@ class PackedWhisper:
                     "sampling_topk": 0,
                     "sampling_temperature": temperature,
                 }
-            [result] = self._model.generate(states, [prompt], **how, **self._common(prompt, MOST_TOKENS))
-            decoded = self._decoded(result, 0, language)
+            [result] = self._model.generate(states, [prompt], **how, **self._common(prompt, cap))
+            decoded = self._decoded(result, 0, language, cap)
             # A phrase that is heard twice in the full window too was said twice; and so was a text that repeats itself.
             if not suspicious(decoded, clip) or (temperature == 0 and confirmed(decoded, seen, clip)):
                 return decoded
             seen.append(decoded)
-        sound = [d for d in seen if not runs_away(d, clip)] or seen
+        sound = [d for d in seen if not runs_away(d, clip)] or [d for d in seen if not d.capped] or seen
         return max(sound, key=lambda d: d.avg_logprob)
 
     # -- results
@@ -313,7 +333,7 @@ class PackedWhisper:
         start_s = clip.speech[0][0] if clip.speech else 0.0
         end_s = clip.speech[-1][1] if clip.speech else clip.duration_s
         segment = Segment(start_s, end_s, text, decoded.avg_logprob, decoded.no_speech_prob, decoded.compression_ratio)
-        if self._options.word_timestamps or clip.duration_s >= COVERED_MIN_S:
+        if self._options.word_timestamps or clip.duration_s >= COVERED_MIN_S or decoded.capped:
             with self.timings.stage("words"):
                 words = self._words(decoded, clip, states, frames, code)
             if words and end_s - words[-1].end_s >= DROPPED_S:
@@ -378,9 +398,13 @@ def tail_positions(own: int, longest: int) -> np.ndarray[Any, np.dtype[np.int64]
     return np.rint(np.linspace(own, _FULL_STATES - 1, longest - own)).astype(np.int64)
 
 
-def most_tokens(duration_s: float) -> int:
-    """Tokens beyond which the text of a window this long has run away."""
-    return min(MOST_TOKENS, int(RUNAWAY_TOKENS + RUNAWAY_TOKENS_PER_S * duration_s) + 1)
+def most_tokens(duration_s: float, language: str = "en") -> int:
+    """Tokens beyond which the text of a window this long has run away; the decoder may have room for fewer.
+
+    >>> most_tokens(10.0), most_tokens(10.0, "hi")
+    (78, 344)
+    """
+    return int(_runaway(duration_s, language)) + 1
 
 
 def max_length(tokens: int, prompt: int) -> int:
@@ -391,17 +415,26 @@ def max_length(tokens: int, prompt: int) -> int:
     return max(2 * tokens, prompt - 1 + tokens)
 
 
-def _runaway(clip: Clip) -> float:
-    return RUNAWAY_TOKENS + RUNAWAY_TOKENS_PER_S * clip.duration_s
+def _runaway(duration_s: float, language: str) -> float:
+    return RUNAWAY_TOKENS + RUNAWAY_TOKENS_PER_S * TOKENS_BESIDE_ENGLISH.get(language, 1.0) * duration_s
+
+
+def _too_long(decoded: Decoded, clip: Clip) -> bool:
+    return len(decoded.tokens) >= _runaway(clip.duration_s, decoded.language)
+
+
+def _circles(decoded: Decoded) -> bool:
+    return decoded.compression_ratio > RETRY_COMPRESSION or judge.repeats(decoded.text)
 
 
 def runs_away(decoded: Decoded, clip: Clip) -> bool:
-    """Whether a decoding goes on beyond what the window can hold, or in circles."""
-    return (
-        len(decoded.tokens) >= _runaway(clip)
-        or decoded.compression_ratio > RETRY_COMPRESSION
-        or judge.repeats(decoded.text)
-    )
+    """Whether a decoding goes on beyond what the window or the decoder can hold, or in circles."""
+    return decoded.capped or _too_long(decoded, clip) or _circles(decoded)
+
+
+def fills_decoder(decoded: Decoded, clip: Clip) -> bool:
+    """Whether a text may well be what was said, and is only longer than what the decoder can hold."""
+    return decoded.capped and not _too_long(decoded, clip) and not _circles(decoded)
 
 
 def confirmed(decoded: Decoded, others: Sequence[Decoded], clip: Clip) -> bool:
@@ -409,7 +442,8 @@ def confirmed(decoded: Decoded, others: Sequence[Decoded], clip: Clip) -> bool:
     words = judge.words_of(decoded.text)
     return (
         decoded.avg_logprob >= RETRY_LOGPROB
-        and len(decoded.tokens) < _runaway(clip)
+        and not decoded.capped
+        and not _too_long(decoded, clip)
         and not _drops_speech(decoded, clip)
         and any(judge.words_of(other.text) == words for other in others)
     )

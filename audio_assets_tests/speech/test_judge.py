@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import pytest
 
 from audio_assets.speech import judge
@@ -94,6 +96,21 @@ def test_a_rate_is_found_implausible_without_spaces_too(language):
     text, length_s = SPOKEN[language]
     assert "implausible_rate" in flags(changed(text=text, end_s=length_s / 4), speech=[(0.0, length_s / 4)])
     assert "implausible_rate" in flags(changed(text=text[:4], end_s=40.0), speech=[(0.0, 40.0)])
+
+
+@pytest.mark.parametrize("language", SPOKEN)
+def test_repetition_is_measured_alike_in_every_script(language):
+    text = SPOKEN[language][0]
+    assert judge.compression_ratio(text) < 1.5
+    assert judge.compression_ratio(f"{text[:16]} " * 8) > judge.HIGH_COMPRESSION
+    assert "repetition" not in flags(changed(text=text, compression_ratio=2.6)), "as a server measures it, by bytes"
+
+
+def test_latin_text_is_measured_as_whisper_does():
+    text = "It’s “naïve”: the façade – all of it – 🙂 …"
+    data = text.encode()
+    assert judge.compression_ratio(text) == len(data) / len(zlib.compress(data))
+    assert "repetition" in flags(changed(compression_ratio=2.6))
 
 
 def test_a_mark_belongs_to_the_letter_before_it():

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import ctranslate2
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from audio_assets.errors import SettingsError
 from audio_assets.speech import packing, vad
 from audio_assets.speech.engine import SAMPLE_RATE_HZ, Clip, ClipResult, Samples, WindowPlan
-from audio_assets.speech.judge import uncovered_s, words_of
+from audio_assets.speech.judge import compression_ratio, uncovered_s, words_of
 from audio_assets.speech.local import LocalEngine, LocalOptions, packaged_model
 from audio_assets.speech.packing import Decoded, max_length, most_tokens, suspicious, tail_positions
 
@@ -136,6 +137,47 @@ FINE = Decoded(tuple(range(20)), "It was the best of times, it was the worst of 
 def test_what_looks_wrong_is_suspicious(decoded):
     assert not suspicious(FINE, SPEECH)
     assert suspicious(decoded, SPEECH)
+
+
+HINDI = "नमस्ते मेरा नाम राहुल है और मैं दिल्ली में रहता हूँ आज मैं आपको बताने वाला हूँ कि भारत में चुनाव कैसे होते हैं"
+MANY = tuple(range(110))
+"""As many tokens as Whisper needs for 8 s of Hindi."""
+
+
+@pytest.mark.parametrize(("language", "text"), [("hi", HINDI), ("ka", "გამარჯობა დღეს მე მოგიყვებით ისტორიის შესახებ")])
+def test_a_script_that_takes_many_tokens_does_not_run_away(language, text):
+    decoded = Decoded(MANY, text, -0.3, 0.0, compression_ratio(text), language)
+    assert not suspicious(decoded, SPEECH)
+    assert suspicious(replace(decoded, language="en"), SPEECH)
+    assert suspicious(replace(decoded, compression_ratio=compression_ratio((text[:20] + " ") * 9)), SPEECH)
+    assert most_tokens(SPEECH.duration_s, language) > len(MANY) > most_tokens(SPEECH.duration_s)
+
+
+def test_a_text_that_was_cut_off_is_not_preferred_to_a_whole_one(local_engine, clips, monkeypatch):
+    packed = local_engine._packed
+    cut = Decoded(MANY, "cut off in", -0.3, 0.0, 1.2, capped=True)
+    whole = replace(cut, text="cut off in no place", avg_logprob=-0.4, capped=False)
+    monkeypatch.setattr(packed, "_generate", lambda *_: [cut])
+    monkeypatch.setattr(packed, "_decoded", lambda *_: whole)
+    [result] = local_engine.transcribe(clips[:1])
+    assert text_of(result) == whole.text
+
+
+def test_a_text_longer_than_the_decoder_costs_no_full_windows(local_engine, clips, monkeypatch):
+    packed = local_engine._packed
+    filled = Decoded(tuple(range(444)), HINDI, -0.3, 0.0, 1.2, "ka", capped=True)
+    monkeypatch.setattr(packed, "_generate", lambda *_: [filled])
+    monkeypatch.setattr(packed, "_decoded", lambda *_: pytest.fail("a full window"))
+    assert packed._retry(filled, clips[0], packed._features(clips[0].samples), "ka") is filled
+
+
+def test_a_cap_cuts_no_letter_in_two(local_engine):
+    packed = local_engine._packed
+    tokens = packed._tokenizer("en").encode(" कि है")[:-1]
+    found = SimpleNamespace(sequences_ids=[tokens], scores=[-0.3], no_speech_prob=0.0)
+    assert "\ufffd" in packed._tokenizer("en").decode(tokens)
+    decoded = packed._decoded(found, 0, "en", len(tokens))
+    assert decoded.capped and decoded.text and "\ufffd" not in decoded.text
 
 
 def test_a_suspicious_window_is_decoded_again_and_the_good_text_kept(local_engine, clips, monkeypatch):
