@@ -339,7 +339,7 @@ class PackedWhisper:
             if words and end_s - words[-1].end_s >= DROPPED_S:
                 segment = replace(segment, end_s=words[-1].end_s)
             if self._options.word_timestamps:
-                segment = replace(segment, words=words)
+                segment = with_words(segment, words)
         return ClipResult((segment,), code, probability, 0.0, flags)
 
     def _with_rest(self, clip: Clip, result: ClipResult) -> ClipResult:
@@ -385,6 +385,21 @@ class PackedWhisper:
             else:
                 words.append(Word(start_s, end_s, w["word"], float(w["probability"])))
         return tuple(words)
+
+
+def with_words(segment: Segment, words: tuple[Word, ...]) -> Segment:
+    """The segment with its words, and as long as they are.
+
+    The decoder gives all sound before the second word to the first one; it begins where speech does. Where words still
+    reach beyond the speech that was heard, the segment was too short for them.
+    """
+    if not words:
+        return replace(segment, words=words)
+    first = words[0]
+    if first.start_s < segment.start_s < first.end_s:
+        words = (replace(first, start_s=segment.start_s), *words[1:])
+    start_s = min(segment.start_s, words[0].start_s)
+    return replace(segment, start_s=start_s, end_s=max(segment.end_s, words[-1].end_s), words=words)
 
 
 def tail_positions(own: int, longest: int) -> np.ndarray[Any, np.dtype[np.int64]]:

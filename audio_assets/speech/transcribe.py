@@ -714,11 +714,16 @@ def _copy(result: FileTranscript, file: AudioFile, *, cached: bool) -> FileTrans
 
 
 def _trimmed(segment: Segment) -> Segment:
+    words = segment.words
+    if words is not None:
+        # As the segment, or its first word could begin before it.
+        words = tuple(replace(w, start_s=round(w.start_s, 3), end_s=round(w.end_s, 3)) for w in words)
     return replace(
         segment,
         text=segment.text.strip(),
         start_s=round(segment.start_s, 3),
         end_s=round(segment.end_s, 3),
+        words=words,
     )
 
 

@@ -15,10 +15,12 @@ import pytest
 
 from audio_assets.errors import SettingsError
 from audio_assets.speech import packing, vad
-from audio_assets.speech.engine import SAMPLE_RATE_HZ, Clip, ClipResult, Samples, WindowPlan
+from audio_assets.speech.engine import SAMPLE_RATE_HZ, Clip, ClipResult, Samples, Segment, WindowPlan, Word
 from audio_assets.speech.judge import compression_ratio, uncovered_s, words_of
 from audio_assets.speech.local import LocalEngine, LocalOptions, packaged_model
 from audio_assets.speech.packing import Decoded, max_length, most_tokens, suspicious, tail_positions
+from audio_assets.speech.transcribe import transcribe_files
+from audio_assets_tests.speech.conftest import as_file
 
 pytestmark = pytest.mark.weights
 
@@ -325,6 +327,32 @@ def test_words_are_timed_where_they_are_spoken(local_engine, clips):
     starts = {words_of(w.word)[0]: w.start_s for w in words}
     # Heard in the recording: "worst" 2.9 s, "wisdom" 5.1 s after the start of the clip.
     assert starts["wisdom"] - starts["worst"] == pytest.approx(2.3, abs=0.6)
+
+
+def test_words_lie_in_their_segment_and_the_first_begins_with_the_speech(local_engine, cache, two_cities_path):
+    engine = engine_with(local_engine, word_timestamps=True)
+    [result] = transcribe_files([as_file(two_cities_path)], engine, cache)
+    spoken = [start for start, _ in result.speech_spans]
+    for segment in result.segments:
+        assert segment.start_s == segment.words[0].start_s or segment.start_s in spoken
+        assert all(segment.start_s <= w.start_s <= w.end_s <= segment.end_s for w in segment.words)
+    assert sum(s.words[0].start_s in spoken for s in result.segments) >= len(result.segments) / 2
+
+
+@pytest.mark.parametrize(
+    ("words", "first_s", "segment_s"),
+    [
+        ([(2.98, 3.88), (3.88, 4.66)], 3.36, (3.36, 4.66)),
+        ([(2.98, 3.2), (3.2, 4.0)], 2.98, (2.98, 4.35)),
+        ([(3.5, 3.88), (3.88, 4.2)], 3.5, (3.36, 4.35)),
+    ],
+    ids=["padding-before", "word-before-the-speech", "inside"],
+)
+def test_a_segment_is_as_long_as_its_words(words, first_s, segment_s):
+    timed = packing.with_words(Segment(3.36, 4.35, "But yes."), tuple(Word(a, b, " yes", 0.9) for a, b in words))
+    assert (timed.start_s, timed.end_s) == segment_s
+    assert timed.words[0].start_s == first_s
+    assert packing.with_words(Segment(3.36, 4.35, "."), ()).words == ()
 
 
 def test_hotwords_and_prompt_reach_the_model(local_engine, clips):

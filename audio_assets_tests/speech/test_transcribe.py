@@ -19,7 +19,7 @@ import pytest
 from audio_assets import schemas
 from audio_assets.errors import FileFailed, SettingsError
 from audio_assets.speech.decode import Limits, trial_of
-from audio_assets.speech.engine import SAMPLE_RATE_HZ, Clip, ClipResult, Samples, Segment, WindowPlan
+from audio_assets.speech.engine import SAMPLE_RATE_HZ, Clip, ClipResult, Samples, Segment, WindowPlan, Word
 from audio_assets.speech.transcribe import AudioFile, TranscribeOptions, transcribe_files
 from audio_assets_tests.speech.conftest import as_file
 
@@ -478,6 +478,19 @@ def test_a_channel_that_got_no_text_is_not_covered_by_the_other(parrot, cache, w
     [result] = transcribe_files([write_audio("call.wav", np.stack([opening, opening[::-1]]))], parrot, cache)
     assert [s.channel for s in result.segments] == [0]
     assert "uncovered_speech" in result.flags
+
+
+def test_rounding_moves_no_word_out_of_its_segment(parrot, cache, speech_files, monkeypatch):
+    def timed(self, clips):
+        words = (Word(0.1234567, 0.4999999, "best", 0.9),)
+        segment = Segment(0.1234567, 0.4999999, "best", -0.1, 0.0, 1.0, words)
+        return (ClipResult((segment,), "en", 0.9) for _ in clips)
+
+    monkeypatch.setattr(Parrot, "transcribe", timed)
+    [result] = transcribe_files(speech_files[:1], parrot, cache)
+    for segment in result.segments:
+        [word] = segment.words
+        assert (word.start_s, word.end_s) == (segment.start_s, segment.end_s)
 
 
 def test_each_segment_carries_its_flags(parrot, cache, speech_files, monkeypatch):
