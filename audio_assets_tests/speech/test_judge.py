@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 
 import pytest
 
@@ -71,6 +72,31 @@ def test_each_flag_is_raised_by_its_cause(flag, segment, how):
 )
 def test_a_near_miss_raises_none(flag, segment, how):
     assert flag not in flags(segment, **how)
+
+
+PHANTOM = Segment(5.0, 6.4, "Okay.", -1.75, 0.92, 0.4)
+"""What Whisper made of a melody, in which 0.3 s sounded like speech."""
+
+
+@pytest.mark.parametrize(
+    "segment", [PHANTOM, replace(PHANTOM, text="Thank you.", avg_logprob=-0.87, no_speech_prob=0.8)]
+)
+def test_a_word_that_nobody_can_have_said_is_a_phantom(segment):
+    assert judge.is_phantom(segment, [(5.0, 5.3)])
+
+
+@pytest.mark.parametrize(
+    ("segment", "speech"),
+    [
+        (replace(PHANTOM, text="Wait.", avg_logprob=-0.74, no_speech_prob=0.19), [(5.0, 5.4)]),
+        (replace(PHANTOM, text="However.", avg_logprob=-1.24, no_speech_prob=0.12), [(5.0, 5.5)]),
+        (replace(PHANTOM, text="Thank you.", avg_logprob=-0.4, no_speech_prob=0.7), [(5.0, 5.5)]),
+        (PHANTOM, [(4.0, 6.2)]),
+    ],
+    ids=["a-word", "an-unsure-word", "thanks", "more-speech"],
+)
+def test_what_may_have_been_said_is_no_phantom(segment, speech):
+    assert not judge.is_phantom(segment, speech)
 
 
 SPOKEN = {

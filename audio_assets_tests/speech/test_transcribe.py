@@ -480,6 +480,26 @@ def test_a_channel_that_got_no_text_is_not_covered_by_the_other(parrot, cache, w
     assert "uncovered_speech" in result.flags
 
 
+@pytest.mark.weights
+def test_music_is_empty_and_a_single_word_in_silence_is_not(local_engine, cache, write_audio, two_cities):
+    """Voice activity detection takes a quarter of a second of this sung vowel for speech, and Whisper says "Ahh!"."""
+    t = np.arange(20 * SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
+    hertz = 150 + 5 * np.sin(2 * np.pi * 5 * t)
+    voice = np.fft.rfft(2 * (np.cumsum(hertz) / SAMPLE_RATE_HZ % 1) - 1)
+    at = np.fft.rfftfreq(len(t), 1 / SAMPLE_RATE_HZ)
+    throat = sum(1 / (1 + ((at - f) / width) ** 2) for f, width in ((700, 80), (1200, 90), (2600, 120)))
+    vowel = np.fft.irfft(voice * throat, len(t)).astype(np.float32)
+    word = two_cities[29 * SAMPLE_RATE_HZ : int(29.8 * SAMPLE_RATE_HZ)]
+    still = np.zeros(9 * SAMPLE_RATE_HZ, np.float32)
+    sung = write_audio("sung.wav", vowel / np.abs(vowel).max() / 2)
+    said = write_audio("said.wav", np.concatenate([still, word, still]))
+    found = {r.id: r for r in transcribe_files([sung, said], local_engine, cache)}
+    assert found["sung.wav"].speech_s > 0
+    assert (found["sung.wav"].status, found["sung.wav"].transcription) == ("empty", "")
+    assert found["said.wav"].status == "ok"
+    assert found["said.wav"].speech_s < 0.05 * found["said.wav"].duration_s
+
+
 def test_rounding_moves_no_word_out_of_its_segment(parrot, cache, speech_files, monkeypatch):
     def timed(self, clips):
         words = (Word(0.1234567, 0.4999999, "best", 0.9),)
