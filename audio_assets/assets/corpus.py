@@ -99,10 +99,12 @@ def corpus_report(
     warehouse: dg.ResourceParam[PartitionedDuckDBIOManager],
 ) -> dg.MaterializeResult[None]:
     """Write the report."""
+    with readable_errors():
+        number = warehouse.fence(context.run.run_id, None)
     with readable_errors(), warehouse.warehouse().connect() as connection:
         hours = settings.load().audio_assets_report_link_hours if config.link_hours is None else config.link_hours
         output = write_report(connection, home, r2, hours)
-        published = home.publish(output.parent)
+        published = home.publish(output.parent, number)
         shown = connection.sql(
             "SELECT id, transcription, language, status FROM transcripts ORDER BY id LIMIT 5"
         ).to_arrow_table()
@@ -149,6 +151,7 @@ def corpus_export(
     """Write the exports, each aside and then put in place."""
     left_out: list[str] = []
     with readable_errors():
+        number = warehouse.fence(context.run.run_id, None)
         files = export_corpus(
             warehouse.store(),
             home.paths().exports,
@@ -158,7 +161,8 @@ def corpus_export(
             min_grade=config.min_grade,
             on_unreadable=lambda bad: left_out.append(bad.reason),
         )
-        published = [url for url in (home.publish(home.paths().exports), warehouse.publish()) if url is not None]
+        urls = (home.publish(home.paths().exports, number), warehouse.publish())
+        published = [url for url in urls if url is not None]
     for reason in left_out:
         context.log.warning(f"left out: {reason}")
     return dg.MaterializeResult(

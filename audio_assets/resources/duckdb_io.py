@@ -88,10 +88,13 @@ class PartitionedDuckDBIOManager(ConfigurableIOManager):
             return None
         with _fences_lock:
             if (run_id, partition) not in _fences:
+                from audio_assets.storage import published
                 from audio_assets.storage.partition_files import file_name_for
 
                 # What lies there may have come from another home, or outlived its counter.
                 above = self.store().number(partition)
+                if partition is None:
+                    above = max(above, published.claimed(objects))
                 # No partition's file is called like that.
                 name = "whole" if partition is None else file_name_for(partition)
                 _fences[run_id, partition] = objects.next_number(f"fences/{name}.json", above)

@@ -17,7 +17,7 @@ from audio_assets.speech.cache import TranscriptCache
 from audio_assets.speech.ledger import journal_directory
 from audio_assets.speech.shared_cache import SharedTranscriptCache
 from audio_assets.speech.shared_cap import BucketCap, SharedCap
-from audio_assets.storage import atomic
+from audio_assets.storage import atomic, published
 from audio_assets.storage.objects import Objects
 
 _shared: dict[str, Objects] = {}
@@ -176,14 +176,24 @@ class HomeResource(Travelling, ConfigurableResource):  # type: ignore[type-arg]
                 path.parent.mkdir(parents=True, exist_ok=True)
                 atomic.write_bytes(path, found[0])
 
-    def publish(self, path: Path) -> str | None:
-        """Bring a file or a directory of this machine's copies to where all share it; its URL, None when none is."""
+    def publish(self, path: Path, number: int | None = None) -> str | None:
+        """Bring a file or a directory of this machine's copies to where all share it; its URL, None when none is.
+
+        Of those who publish with a ``number`` (`PartitionedDuckDBIOManager.fence`) the greatest one's files stand.
+
+        Raises:
+            SupersededError: somebody with a greater number has published there.
+        """
         objects, root = self.objects(), self.paths().root
         if objects is None:
             return None
+        folder = path.relative_to(root).as_posix()
         for file in sorted(p for p in (path.rglob("*") if path.is_dir() else [path]) if p.is_file()):
+            if number is not None:
+                # Before each: a machine can sleep at any time.
+                published.claim(objects, folder, number)
             objects.upload(file, file.relative_to(root).as_posix())
-        return f"{objects.shown}/{path.relative_to(root).as_posix()}"
+        return f"{objects.shown}/{folder}"
 
 
 def _noted(path: Path) -> str | None:

@@ -114,13 +114,15 @@ class Objects:
         """
         while True:
             found = self.get(name)
-            number = max(_counted(read_json(found)), above) + 1
+            number = max(counted(found), above) + 1
             body = json.dumps({"number": number}).encode()
             if self.put(name, body, replaces=found[1] if found else None, is_new=found is None) is not None:
                 return number
 
 
-def _counted(counter: Any) -> int:
+def counted(found: tuple[bytes, str] | None) -> int:
+    """The number that an object holds; 0 when it is not there or damaged."""
+    counter = read_json(found)
     number = counter.get("number") if isinstance(counter, dict) else None
     return number if isinstance(number, int) else 0
 

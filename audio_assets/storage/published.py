@@ -1,4 +1,4 @@
-"""The warehouse in a bucket: built by one publisher, downloaded by whoever wants to read it."""
+"""What is published in a bucket: the warehouse, built by one and downloaded by many; and whose report and exports stand."""
 
 from __future__ import annotations
 
@@ -8,10 +8,37 @@ from pathlib import Path
 
 from audio_assets.errors import StorageError, SupersededError
 from audio_assets.storage import atomic
-from audio_assets.storage.objects import Objects, read_json
+from audio_assets.storage.objects import Objects, counted, read_json
 
 LATEST = "warehouse/latest.json"
 """Names the file that is current, and by which publisher: the greater number wins."""
+
+
+_CLAIMS = "fences/published"
+"""Who published a folder last, by its number: an object for each."""
+
+
+def claim(objects: Objects, folder: str, number: int) -> None:
+    """Make sure that nobody with a greater ``number`` publishes ``folder``, and let nobody with a smaller one after it.
+
+    Raises:
+        SupersededError: somebody with a greater number does; what they publish stands.
+    """
+    name = f"{_CLAIMS}/{folder}.json"
+    while True:
+        found = objects.get(name)
+        if counted(found) > number:
+            raise SupersededError(f"{objects.shown}/{folder}: a newer run publishes it; what this one made is dropped")
+        body = json.dumps({"number": number}).encode()
+        if counted(found) == number or objects.put(
+            name, body, replaces=found[1] if found else None, is_new=found is None
+        ):
+            return
+
+
+def claimed(objects: Objects) -> int:
+    """The greatest number that a folder was published with; 0 when none was."""
+    return max((counted(objects.get(name)) for name in objects.names(_CLAIMS)), default=0)
 
 
 def number(objects: Objects) -> int:

@@ -8,7 +8,9 @@ import pytest
 
 from audio_assets import schemas
 from audio_assets.demo_server import WeedServer
+from audio_assets.errors import SupersededError
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
+from audio_assets.resources.home import HomeResource
 from audio_assets.storage.objects import Objects
 from audio_assets_tests.storage.rows import tokens
 from audio_assets_tests.storage.test_bucket import url
@@ -64,3 +66,46 @@ def test_a_run_over_all_prefixes_that_was_overtaken_is_refused(objects: Objects)
     assert run() is False
     assert made == [False, True]
     assert manager.store().read(schemas.R2_PREFIXES).num_rows == 0
+
+
+def test_exports_of_a_run_that_was_overtaken_are_not_put_over_newer_ones(objects: Objects) -> None:
+    home, manager = HomeResource(), PartitionedDuckDBIOManager()
+    old, new = (manager.fence(run, None) for run in ("export-old", "export-new"))
+
+    def publish(text: str, number: int | None) -> None:
+        for name in ("a.json", "b.json"):
+            path = home.paths().exports / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        home.publish(home.paths().exports, number)
+
+    publish("old", old)
+    publish("new", new)
+    with pytest.raises(SupersededError, match="exports"):
+        publish("woke up", old)
+    assert {body for name in objects.names("exports") for body, _ in [objects.get(name) or (b"", "")]} == {b"new"}
+    publish("new again", new)
+
+    objects.delete("fences/whole.json")
+    publish("after the counter was lost", manager.fence("export-next", None))
+
+
+def test_a_run_that_is_overtaken_while_it_publishes_stops(objects: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, manager = HomeResource(), PartitionedDuckDBIOManager()
+    old, new = (manager.fence(run, None) for run in ("halfway-old", "halfway-new"))
+    exports = home.paths().exports
+    exports.mkdir(parents=True)
+    upload, uploaded = Objects.upload, list[str]()
+
+    def overtaken(self: Objects, path: Path, name: str) -> None:
+        upload(self, path, name)
+        uploaded.append(name)
+        if len(uploaded) == 1:
+            home.publish(exports, new)
+
+    for name in ("a.json", "b.json"):
+        (exports / name).write_text("x")
+    monkeypatch.setattr(Objects, "upload", overtaken)
+    with pytest.raises(SupersededError):
+        home.publish(exports, old)
+    assert uploaded == ["exports/a.json", "exports/a.json", "exports/b.json"]
