@@ -36,7 +36,7 @@ def transcription_ledger(
         warehouse.fence(context.run.run_id, context.partition_key)
         home.pull_ledger(prefix)
         recorded = warehouse.store().read(schemas.TRANSCRIPTION_LEDGER, [context.partition_key]).to_pylist()
-        ordered = bring_up_to_date(root, prefix, recorded, time.time())
+        ordered = bring_up_to_date(root, prefix, recorded, time.time(), home.drop_journal)
         table = schemas.TRANSCRIPTION_LEDGER.from_rows(ordered)
     mine = [row for row in ordered if row["run"] == context.run.run_id]
     return dg.MaterializeResult(

@@ -205,7 +205,7 @@ def _recorded(
             number = warehouse.fence(context.run.run_id, key)
             home.pull_ledger(prefix_for(key))
             recorded = store.read(schemas.TRANSCRIPTION_LEDGER, [key]).to_pylist()
-            rows = bring_up_to_date(home.paths().ledger, prefix_for(key), recorded, time.time())
+            rows = bring_up_to_date(home.paths().ledger, prefix_for(key), recorded, time.time(), home.drop_journal)
             # What a newer run has published stands; the next one takes up the journals.
             with suppress(SupersededError):
                 store.write(schemas.TRANSCRIPTION_LEDGER, schemas.TRANSCRIPTION_LEDGER.from_rows(rows), key, number)

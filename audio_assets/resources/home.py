@@ -1,6 +1,7 @@
 """Where everything is kept, as a Dagster resource."""
 
 import errno
+import os
 from pathlib import Path
 
 from dagster import ConfigurableResource
@@ -26,6 +27,12 @@ _caches: dict[str, SharedTranscriptCache] = {}
 
 
 _CLAIMING_S = 30.0
+
+_COPY = ".copy.jsonl"
+"""Ending of a journal that another machine wrote: it is never brought back to the bucket."""
+
+_PUSHED = ".pushed"
+"""Ending of the note beside a journal of this machine: how many of its bytes are, or were, in the bucket."""
 
 
 class HomeResource(Travelling, ConfigurableResource):  # type: ignore[type-arg]
@@ -157,24 +164,45 @@ class HomeResource(Travelling, ConfigurableResource):  # type: ignore[type-arg]
             note.unlink(missing_ok=True)
 
     def push_ledger(self, prefix: str) -> None:
-        """Bring this machine's journals of a prefix to where all machines share them."""
+        """Bring the journals of a prefix that this machine wrote to where all machines share them, each once."""
         objects, directory = self.objects(), journal_directory(self.paths().ledger, prefix)
         if objects is None:
             return
-        for path in directory.glob("*.jsonl"):
-            objects.put(f"ledger/{directory.name}/{path.name}", path.read_bytes())
+        own = [path for path in directory.glob("*.jsonl") if not path.name.endswith(_COPY)]
+        new = {path: body for path in own if len(body := path.read_bytes()) != _pushed(path)}
+        if not new:
+            return
+        folder = f"ledger/{directory.name}"
+        there = {name: size for name, size, _ in objects.listed(folder)}
+        for path, body in new.items():
+            # Lines are only ever added: a longer one has all of this one's.
+            if there.get(f"{folder}/{path.name}", -1) < len(body):
+                objects.put(f"{folder}/{path.name}", body)
+            atomic.write_bytes(path.with_suffix(_PUSHED), str(len(body)).encode())
 
     def pull_ledger(self, prefix: str) -> None:
-        """Bring the journals of a prefix that other machines wrote to this one."""
+        """Bring the journals of a prefix that other machines wrote to this one, as they are now."""
         objects, directory = self.objects(), journal_directory(self.paths().ledger, prefix)
         if objects is None:
             return
-        for name in objects.names(f"ledger/{directory.name}"):
-            path = directory / name.rpartition("/")[2]
-            found = None if path.exists() else objects.get(name)
+        for name, size, written_at in objects.listed(f"ledger/{directory.name}"):
+            own = directory / name.rpartition("/")[2]
+            copy = own.with_suffix(_COPY)
+            if own.exists() or (copy.exists() and copy.stat().st_size >= size):
+                continue
+            found = objects.get(name)
             if found is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                atomic.write_bytes(path, found[0])
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                atomic.write_bytes(copy, found[0])
+                # What is finished is told by its age.
+                os.utime(copy, (written_at, written_at))
+
+    def drop_journal(self, path: Path) -> None:
+        """Remove a journal that is on record from where all machines share it."""
+        objects = self.objects()
+        if objects is not None:
+            objects.delete(f"ledger/{path.parent.name}/{path.name.partition('.')[0]}.jsonl")
+            path.with_suffix(_PUSHED).unlink(missing_ok=True)
 
     def publish(self, path: Path, number: int | None = None) -> str | None:
         """Bring a file or a directory of this machine's copies to where all share it; its URL, None when none is.
@@ -194,6 +222,12 @@ class HomeResource(Travelling, ConfigurableResource):  # type: ignore[type-arg]
                 published.claim(objects, folder, number)
             objects.upload(file, file.relative_to(root).as_posix())
         return f"{objects.shown}/{folder}"
+
+
+def _pushed(journal: Path) -> int:
+    """How much of a journal was brought to the bucket; -1 for nothing."""
+    told = _noted(journal.with_suffix(_PUSHED)) or ""
+    return int(told) if told.isdecimal() else -1
 
 
 def _noted(path: Path) -> str | None:

@@ -233,27 +233,41 @@ def read_journal(root: Path, prefix: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def prune_journal(root: Path, prefix: str, recorded: Iterable[dict[str, Any]], now_s: float) -> int:
+def prune_journal(
+    root: Path,
+    prefix: str,
+    recorded: Iterable[dict[str, Any]],
+    now_s: float,
+    on_prune: Callable[[Path], None] = lambda path: None,
+) -> int:
     """Delete journals that are finished and whose rows all are in ``recorded``; gives how many.
 
-    ``now_s`` is the time in seconds since the epoch.
+    ``now_s`` is the time in seconds since the epoch; ``on_prune`` is told of each journal before it goes.
     """
     known = {row["request"]: row for row in recorded}
     deleted = 0
     for path in journal_directory(root, prefix).glob("*.jsonl"):
         finished = now_s - path.stat().st_mtime > _SETTLED_S
         if finished and all(known.get(request) == row for request, row in _read(path).items()):
+            on_prune(path)
             path.unlink()
             deleted += 1
     return deleted
 
 
-def bring_up_to_date(root: Path, prefix: str, recorded: list[dict[str, Any]], now_s: float) -> list[dict[str, Any]]:
+def bring_up_to_date(
+    root: Path,
+    prefix: str,
+    recorded: list[dict[str, Any]],
+    now_s: float,
+    on_prune: Callable[[Path], None] = lambda path: None,
+) -> list[dict[str, Any]]:
     """The rows of the ledger of a prefix, oldest first: those on record, and what the journals hold.
 
-    Journals that are finished and on record are deleted. ``now_s`` is the time in seconds since the epoch.
+    Journals that are finished and on record are deleted. ``now_s`` is the time in seconds since the epoch; ``on_prune``
+    is told of each journal before it goes.
     """
-    prune_journal(root, prefix, recorded, now_s)
+    prune_journal(root, prefix, recorded, now_s, on_prune)
     rows = {row["request"]: row for row in recorded} | read_journal(root, prefix)
     return sorted(rows.values(), key=lambda row: (row["started_at"], row["request"]))
 

@@ -80,6 +80,10 @@ class Objects:
 
     def names(self, folder: str) -> Iterator[str]:
         """The names below ``folder``."""
+        return (name for name, _, _ in self.listed(folder))
+
+    def listed(self, folder: str) -> Iterator[tuple[str, int, float]]:
+        """Name, size in bytes and time of writing (seconds since the epoch) of each object below ``folder``."""
         start = self._place.key(folder.rstrip("/") + "/")
         cut = len(self._place.key(""))
         with self._place.errors(folder):
@@ -88,7 +92,7 @@ class Objects:
             )
             for page in pages:
                 for item in page.get("Contents", ()):
-                    yield item["Key"][cut:]
+                    yield item["Key"][cut:], int(item["Size"]), item["LastModified"].timestamp()
 
     def delete(self, *names: str) -> None:
         """Remove objects; those that are not there are not missed."""

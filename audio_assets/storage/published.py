@@ -1,4 +1,4 @@
-"""What is published in a bucket: the warehouse, built by one and downloaded by many; and whose report and exports stand."""
+"""What is published in a bucket: the warehouse, built by one and downloaded by many; whose report and exports stand."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""A home in a bucket: which of several runs stands."""
+"""A home in a bucket: which of several runs stands, and what machines tell each other of the money."""
 
+import time
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pyarrow as pa
@@ -11,6 +13,7 @@ from audio_assets.demo_server import WeedServer
 from audio_assets.errors import SupersededError
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
 from audio_assets.resources.home import HomeResource
+from audio_assets.speech.ledger import Account, Request, bring_up_to_date
 from audio_assets.storage.objects import Objects
 from audio_assets_tests.storage.rows import tokens
 from audio_assets_tests.storage.test_bucket import url
@@ -109,3 +112,103 @@ def test_a_run_that_is_overtaken_while_it_publishes_stops(objects: Objects, monk
     with pytest.raises(SupersededError):
         home.publish(exports, old)
     assert uploaded == ["exports/a.json", "exports/a.json", "exports/b.json"]
+
+
+class Machine:
+    """One of several machines that share the home."""
+
+    def __init__(self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.home, self._name, self._scratch, self._patch = HomeResource(), name, tmp_path / name, monkeypatch
+
+    def __enter__(self) -> "Machine":
+        self._patch.setenv("AUDIO_ASSETS_SCRATCH", str(self._scratch))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def sends(self, account: Account, id: str) -> None:
+        """A request that is answered."""
+        request = Request(id, "0" * 64, "0-1", 1.0, "m", "e")
+        account.begin(request, 0.1)
+        account.end(request, "ok", None, 0.1)
+
+    def account(self) -> Account:
+        return Account(None, self.home.paths().ledger, lambda id: "a/", self._name)
+
+    def records(self, recorded: list[dict[str, Any]], later_s: float = 0.0) -> list[dict[str, Any]]:
+        """What `transcription_ledger` does."""
+        self.home.pull_ledger("a/")
+        ledger = self.home.paths().ledger
+        return bring_up_to_date(ledger, "a/", recorded, time.time() + later_s, self.home.drop_journal)
+
+
+@pytest.fixture
+def here(objects: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine("here", tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def there(objects: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine("there", tmp_path, monkeypatch)
+
+
+def test_a_journal_is_brought_and_fetched_once_and_gone_when_it_is_on_record(
+    objects: Objects, here: Machine, there: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    put, get = Objects.put, Objects.get
+    monkeypatch.setattr(Objects, "put", lambda self, name, *a, **k: asked.append("put") or put(self, name, *a, **k))
+    monkeypatch.setattr(Objects, "get", lambda self, name: asked.append("get") or get(self, name))
+    with here:
+        account = here.account()
+        here.sends(account, "a/1.wav")
+        account.close()
+        here.home.push_ledger("a/")
+        here.home.push_ledger("a/")
+    with there:
+        rows = there.records([])
+        assert there.records(rows) == rows
+        there.home.push_ledger("a/")
+    assert asked == ["put", "get"]
+    assert [row["id"] for row in rows] == ["a/1.wav"]
+    with there:
+        assert there.records(rows, later_s=7200) == rows
+    assert list(objects.names("ledger")) == []
+    with here:
+        here.home.push_ledger("a/")
+    assert list(objects.names("ledger")) == [], "what is on record does not come back"
+
+
+def test_a_fuller_journal_takes_the_place_of_a_partial_one_and_never_the_other_way(
+    objects: Objects, here: Machine, there: Machine
+) -> None:
+    with here:
+        account = here.account()
+        here.sends(account, "a/1.wav")
+        here.home.push_ledger("a/")
+    with there:
+        assert len(there.records([])) == 1
+    with here:
+        here.sends(account, "a/2.wav")
+        account.close()
+        here.home.push_ledger("a/")
+    [(name, size, _)] = objects.listed("ledger")
+    with there:
+        there.home.push_ledger("a/")
+        assert [(n, s) for n, s, _ in objects.listed("ledger")] == [(name, size)]
+        assert [row["id"] for row in there.records([])] == ["a/1.wav", "a/2.wav"]
+
+
+def test_a_journal_of_a_lost_process_is_brought_by_the_next_one_of_its_machine(
+    objects: Objects, here: Machine, there: Machine
+) -> None:
+    with here:
+        account = here.account()
+        here.sends(account, "a/1.wav")
+        account.close()
+        here.home.push_ledger("b/")
+        assert list(objects.names("ledger")) == []
+        HomeResource().push_ledger("a/")
+    with there:
+        assert [row["id"] for row in there.records([])] == ["a/1.wav"]
