@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,9 @@ CLIP_SHARE = 0.001
 
 LOUDEST = 4.0
 """Samples are held within this, 12 dB over full scale: floats and resamplers pass 1 by a little, damage by far more."""
+
+CANCELLED = 0.1
+"""Channels cancel out when their mean has this share of the energy that is left of independent channels: 10 dB less."""
 
 WILD_SHARE = 0.01
 """A file is on another scale than -1 to 1, of 16-bit integers say, when so many of its samples lie beyond `LOUDEST`."""
@@ -88,7 +92,7 @@ class AudioStream:
         self.header_duration_s: float | None = None
         self.duration_s = 0.0
         self.truncated = False
-        self._full_scale = 0
+        self._full_scale: Counter[int] = Counter()
         self._wild = 0.0
         self._energy = 0.0
         self._samples = 0
@@ -97,12 +101,12 @@ class AudioStream:
 
     @property
     def clipped(self) -> bool:
-        """Whether so many samples sit at full scale that the recording was overdriven."""
-        return self._samples > 0 and self._full_scale >= CLIP_SHARE * self._samples
+        """Whether in some channel so many samples sit at full scale that the recording was overdriven."""
+        return self._samples > 0 and max(self._full_scale.values(), default=0) >= CLIP_SHARE * self._samples
 
     @property
     def loudness_dbfs(self) -> float | None:
-        """Root mean square of what was decoded, in dB against full scale; None for digital silence."""
+        """Root mean square of all channels that were decoded, in dB against full scale; None for digital silence."""
         mean = self._energy / self._samples if self._samples else 0.0
         return 10 * math.log10(mean) if mean > 0 else None
 
@@ -248,7 +252,8 @@ class AudioStream:
             yield from plain
             if not self._damaged:
                 return
-        yield from self._beyond(self._samples, self._resampled())
+        pieces = self._beyond(self._samples, self._resampled())
+        yield from pieces if self._split else _mixed(pieces)
 
     def _beyond(self, given: int, pieces: Iterator[Samples]) -> Iterator[Samples]:
         """``pieces`` counted, without the samples that were ``given`` already: empty as long as these last."""
@@ -261,9 +266,7 @@ class AudioStream:
         import av
 
         assert self._container is not None, "use AudioStream as a context manager"  # noqa: S101 - misuse, not input
-        layout = "mono"
-        if self.channels > 1:
-            layout = self._container.streams.audio[0].layout.name
+        stated = self._container.streams.audio[0].layout.name if self._split else None
         resampler, form = None, None
         for frame in self._frames():
             # A damaged or hostile file may change its form half-way; a resampler that has nothing to do lets it pass.
@@ -271,6 +274,8 @@ class AudioStream:
                 if resampler is not None:
                     for piece in resampler.resample(None):
                         yield self._take(piece)
+                # FFmpeg would mix channels louder than they are, and not at all where it does not know their places.
+                layout = stated or frame.layout.name
                 resampler = av.AudioResampler(format="flt", layout=layout, rate=SAMPLE_RATE_HZ)
                 form = (frame.format.name, frame.layout.name, frame.sample_rate)
             # Timestamps with holes would make the resampler insert or drop sound.
@@ -309,8 +314,8 @@ class AudioStream:
 
     def _take(self, frame: Any) -> Samples:
         # Packed samples: PyAV reads the planes of eight channels and more from memory that is not the frame's.
-        data: Samples = frame.to_ndarray().reshape(-1, self.channels)
-        return np.ascontiguousarray(data.T) if self._split else data.reshape(-1)
+        data: Samples = frame.to_ndarray().reshape(-1, frame.layout.nb_channels)
+        return np.ascontiguousarray(data.T) if self._split or data.shape[1] > 1 else data.reshape(-1)
 
     def _account(self, data: Samples) -> Samples:
         """Count samples, those at full scale too, and take out what is no number or absurd."""
@@ -318,11 +323,10 @@ class AudioStream:
         # Asked this way round because nothing holds for NaN.
         if not peak <= LOUDEST:
             data = self._tamed(data)
-        channels = data.shape[0] if data.ndim > 1 else 1
         if not peak < CLIP_LEVEL:
-            self._full_scale += int(np.count_nonzero(np.abs(data) >= CLIP_LEVEL)) // channels
-        # In single precision, which is cheap and enough for pieces of samples within bounds; their sum is in double.
-        self._energy += float(np.vdot(data, data)) / channels
+            counts = np.count_nonzero(np.abs(data) >= CLIP_LEVEL, axis=-1)
+            self._full_scale.update(dict(enumerate(np.atleast_1d(counts).tolist())))
+        self._energy += float(np.mean(_energy(data)))
         self._samples += data.shape[-1]
         self._check_duration(self._samples / SAMPLE_RATE_HZ)
         return data
@@ -330,6 +334,56 @@ class AudioStream:
     def _tamed(self, data: Samples) -> Samples:
         self._wild += float(np.count_nonzero(np.abs(data) > LOUDEST)) / (data.shape[0] if data.ndim > 1 else 1)
         return np.clip(np.nan_to_num(data, nan=0.0), -LOUDEST, LOUDEST)
+
+
+def _energy(data: Samples) -> Any:
+    """The sum of squares, of each channel where there are several.
+
+    Not by `numpy.dot`, whose threads cost more than they give; single precision is enough for pieces within bounds.
+    """
+    return np.einsum("...i,...i->...", data, data)
+
+
+def _mixed(pieces: Iterator[Samples]) -> Iterator[Samples]:
+    """One channel of several, by seconds that are counted from the start; pieces of one channel stay as they are."""
+    mixer = _Mixer()
+    held: list[Samples] = []
+    count = 0
+    for piece in pieces:
+        if held and piece.shape[:-1] != held[0].shape[:-1]:
+            # Files that were put together change their channels half-way.
+            yield mixer.mix(np.concatenate(held, axis=-1))
+            held, count, mixer = [], 0, _Mixer()
+        if piece.ndim == 1:
+            yield piece
+            continue
+        held.append(piece)
+        count += piece.shape[-1]
+        if count >= SAMPLE_RATE_HZ:
+            data = np.concatenate(held, axis=-1)
+            whole = count // SAMPLE_RATE_HZ * SAMPLE_RATE_HZ
+            for start in range(0, whole, SAMPLE_RATE_HZ):
+                yield mixer.mix(data[:, start : start + SAMPLE_RATE_HZ])
+            held, count = [data[:, whole:]], count - whole
+    if held:
+        yield mixer.mix(np.concatenate(held, axis=-1))
+
+
+class _Mixer:
+    """The mean of channels; where they cancel out, as with one of two turned over, that which was loudest so far."""
+
+    def __init__(self) -> None:
+        self._energy: Any = 0.0
+
+    def mix(self, data: Samples) -> Samples:
+        energy = _energy(data).astype(np.float64)
+        self._energy = self._energy + energy
+        mean: Samples = data.mean(axis=0)
+        # Of n independent channels the mean keeps an n-th of the energy of one, of equal ones all of it.
+        if len(data) * float(_energy(mean)) < CANCELLED * float(energy.mean()):
+            loudest: Samples = data[int(np.argmax(self._energy))]
+            return loudest
+        return mean
 
 
 def trial_of(path: Path, limits: Limits, *, split_channels: bool = False) -> tuple[list[str], float]:

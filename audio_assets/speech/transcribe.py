@@ -37,7 +37,7 @@ from audio_assets.speech.engine import (
     fingerprint_of,
 )
 
-PIPELINE_VERSION = 1
+PIPELINE_VERSION = 2
 """Raised whenever decoding, windows or assembly change the text for the same engine."""
 
 _WITHOUT_SPACES = frozenset({"zh", "ja", "th", "lo", "my", "yue", "km", "bo"})

@@ -65,6 +65,69 @@ def test_stereo_is_mixed_or_kept_apart(tmp_path, opening):
     assert likeness(both[0], opening) > 0.99 and np.abs(both[1]).max() < 1e-3
 
 
+def decoded_channels(path: Path, *channels: Samples) -> Audio:
+    import soundfile
+
+    soundfile.write(path, np.stack(channels, axis=-1), SAMPLE_RATE_HZ, subtype="FLOAT")
+    return decode(path)
+
+
+@pytest.mark.parametrize("count", [2, 6, 9, 17, 64])
+def test_channels_are_mixed_no_louder_than_they_are(tmp_path, opening, count):
+    loud = opening / np.abs(opening).max() * 0.97
+    audio = decoded_channels(tmp_path / "same.wav", *[loud] * count)
+    np.testing.assert_allclose(audio.samples, loud, atol=1e-4)
+    assert not audio.clipped
+
+
+def test_two_speakers_are_both_in_the_mix(tmp_path, two_cities):
+    left, right = np.split(two_cities[: 16 * SAMPLE_RATE_HZ].copy(), 2)
+    left[4 * SAMPLE_RATE_HZ :] = 0
+    right[: 4 * SAMPLE_RATE_HZ] = 0
+    audio = decoded_channels(tmp_path / "call.wav", left, right, np.zeros_like(left))
+    np.testing.assert_allclose(audio.samples, (left + right) / 3, atol=1e-4)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_one_overdriven_channel_beside_a_silent_one_is_clipped(tmp_path, opening, split):
+    decoded_channels(tmp_path / "a.wav", np.clip(opening / np.abs(opening).max() * 8, -1, 1), np.zeros_like(opening))
+    with AudioStream(tmp_path / "a.wav", split_channels=split) as stream:
+        list(stream.blocks())
+    assert stream.clipped
+
+
+@pytest.mark.parametrize("turned_from_s", [0, 3])
+def test_a_channel_that_is_the_other_turned_over_does_not_silence_it(tmp_path, opening, turned_from_s):
+    turned = 0.8 * opening
+    turned[turned_from_s * SAMPLE_RATE_HZ :] *= -1
+    audio = decoded_channels(tmp_path / "turned.wav", opening, turned)
+    heard = audio.samples[4 * SAMPLE_RATE_HZ :]
+    np.testing.assert_allclose(heard, opening[4 * SAMPLE_RATE_HZ :], atol=1e-4)
+
+
+def test_the_mix_does_not_depend_on_where_the_decoder_cuts(opening):
+    noise = np.random.default_rng(1).normal(0, 0.001, len(opening)).astype(np.float32)
+    both = np.stack([opening, np.where(np.arange(len(opening)) < 40_000, opening, noise - opening)])
+
+    def mixed(step: int) -> Samples:
+        pieces = (both[:, start : start + step] for start in range(0, both.shape[1], step))
+        return np.concatenate(list(decode_module._mixed(pieces)))
+
+    for step in (37, 1152, 16_000, 50_000):
+        np.testing.assert_array_equal(mixed(step), mixed(len(opening)))
+
+
+def test_a_file_may_change_its_channels_half_way(tmp_path, opening):
+    encode(tmp_path / "one.mp3", opening)
+    encode(tmp_path / "two.mp3", np.stack([opening, opening]))
+    (tmp_path / "both.mp3").write_bytes(b"".join((tmp_path / n).read_bytes() for n in ("one.mp3", "two.mp3")))
+    audio = decode(tmp_path / "both.mp3")
+    assert audio.duration_s == pytest.approx(16.4, abs=0.3)
+    half = len(opening)
+    assert likeness(audio.samples[half:], opening) > 0.9
+    assert np.abs(audio.samples[half:]).max() == pytest.approx(np.abs(audio.samples[:half]).max(), rel=0.1)
+
+
 @pytest.mark.parametrize("format", ["WAV", "FLAC"])
 @pytest.mark.parametrize("count", [3, 8, 9, 16, 64])
 def test_any_number_of_channels_is_kept_apart(tmp_path, opening, count, format):
