@@ -29,10 +29,6 @@ FORMATS = "wav,mp3,flac,mov,ogg,matroska,aac"
 BLOCK_S = 30.0
 """Length of the blocks that `AudioStream.blocks` gives: long enough to be cheap, short enough for flat memory."""
 
-TRUNCATION_TOLERANCE_S = 1.0
-TRUNCATION_TOLERANCE_SHARE = 0.02
-"""A file is truncated when it ends this much before its header says so: encoders round and pad by less."""
-
 CLIP_LEVEL = 0.995
 CLIP_SHARE = 0.001
 """Clipped: at least one sample in a thousand sits at full scale; undistorted speech has none to a few."""
@@ -97,6 +93,7 @@ class AudioStream:
         self._energy = 0.0
         self._samples = 0
         self._damaged = False
+        self._tolerance_s = lengths.TOLERANCE_S
         self._early = False
 
     @property
@@ -145,6 +142,7 @@ class AudioStream:
             if stream.codec_context is None:
                 raise InvalidAudio("its audio codec is unknown")
             self.header_duration_s = lengths.stated_s(self._path, self._container, stream)
+            self._tolerance_s = lengths.tolerance_s(self._container, stream, self.header_duration_s or 0.0)
             self._early = lengths.ends_early(self._path, self._container)
             if self._split:
                 self.channels = max(1, int(stream.channels))
@@ -190,8 +188,7 @@ class AudioStream:
             raise InvalidAudio("no audio in it could be decoded")
         self.duration_s = self._samples / SAMPLE_RATE_HZ
         short_s = (self.header_duration_s or 0.0) - self.duration_s
-        tolerance_s = max(TRUNCATION_TOLERANCE_S, TRUNCATION_TOLERANCE_SHARE * self.duration_s)
-        self.truncated = self._damaged or short_s > tolerance_s or self._early
+        self.truncated = self._damaged or short_s > self._tolerance_s or self._early
 
     def _in_time(self, pieces: Iterator[Samples]) -> Iterator[Samples]:
         spent_s = 0.0

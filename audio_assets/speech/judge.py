@@ -22,7 +22,7 @@ FLAGS: dict[str, str] = {
     "implausible_rate": "more or fewer words than the time of speech allows",
     "known_phrase": "nothing but a phrase that Whisper is known to invent",
     "language_mismatch": "the language heard is not the language asked for, or is uncertain",
-    "truncated": "the file ends before its header says so, or is damaged inside",
+    "truncated": "the file ends before it should by what it says itself, or is damaged inside",
     "clipped": "the recording is overdriven",
     "uncovered_speech": "voice activity detection hears speech where there is no text",
     "incomplete": "a part of the recording has no result yet",

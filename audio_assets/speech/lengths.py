@@ -9,6 +9,13 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from av.container import InputContainer
 
+TOLERANCE_S = 1.0
+FILM_TOLERANCE_SHARE = 0.02
+
+_OGG_TAIL_BYTES = 2 * (27 + 255 + 255 * 255)
+"""Two pages of the greatest size: the last one that is whole, and one that was cut."""
+_OGG_LAST = 4
+
 _OPEN_LENGTH = 0xFFFFFFFF
 
 _MP3_SEARCH_BYTES = 64 * 1024
@@ -38,10 +45,27 @@ def stated_s(path: Path, container: InputContainer, stream: Any) -> float | None
     return None
 
 
+def tolerance_s(container: InputContainer, stream: Any, duration_s: float) -> float:
+    """By how much a whole file may fall short of `stated_s`: encoders round and pad by less.
+
+    A share of the length is allowed only where that is the length of the whole container, which for a film is the
+    picture's: its sound may end a little earlier.
+    """
+    counted = container.format.name == "mp3" or stream.duration is not None
+    return TOLERANCE_S if counted else max(TOLERANCE_S, FILM_TOLERANCE_SHARE * duration_s)
+
+
 def ends_early(path: Path, container: InputContainer) -> bool:
-    """Whether a WAV ends before the samples that its header promises, of which FFmpeg says nothing."""
-    if container.format.name != "wav":
-        return False
+    """Whether a WAV or Ogg file ends before its own end mark, of which FFmpeg says nothing.
+
+    The one has fewer bytes than its header promises, the other has a last page that is not marked as the last.
+    """
+    if container.format.name == "wav":
+        return _wav_ends_early(path)
+    return container.format.name == "ogg" and _ogg_ends_early(path)
+
+
+def _wav_ends_early(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(12)
         if head[:4] != b"RIFF" or head[8:] != b"WAVE":
@@ -53,6 +77,23 @@ def ends_early(path: Path, container: InputContainer) -> bool:
                 return length != _OPEN_LENGTH and file.tell() + length > path.stat().st_size
             file.seek(length + length % 2, 1)
     return False
+
+
+def _ogg_ends_early(path: Path) -> bool:
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        start = max(0, size - _OGG_TAIL_BYTES)
+        file.seek(start)
+        tail = file.read()
+    at = tail.rfind(b"OggS")
+    while at >= 0:
+        page = tail[at : at + 27]
+        # By chance the four letters stand in sound too, but not with version 0 behind them and whole tables.
+        if len(page) == 27 and page[4] == 0 and page[5] < 8:
+            lengths = tail[at + 27 : at + 27 + page[26]]
+            return not page[5] & _OGG_LAST or len(lengths) < page[26] or at + 27 + page[26] + sum(lengths) > len(tail)
+        at = tail.rfind(b"OggS", 0, at)
+    return True
 
 
 def _mp3_s(path: Path) -> float | None:

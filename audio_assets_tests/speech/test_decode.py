@@ -231,8 +231,30 @@ def test_a_file_cut_short_is_refused_or_gives_its_first_part(tmp_path, opening, 
         assert name in ("a.m4a", "a.mp4"), "only what keeps its index at the end has nothing to decode"
         return
     assert 0 < audio.duration_s < 8.2
-    if name in ("a.wav", "a.flac", "a.mp3", "a.webm"):
-        assert audio.truncated, "the header says how long it should be"
+    if name != "a.aac":
+        assert audio.truncated, "the file says how long it should be, or marks its last page"
+
+
+@pytest.mark.parametrize("name", ["a.ogg", "a.opus"])
+@pytest.mark.parametrize("lost", [1, 100, 5000])
+def test_an_ogg_file_without_its_last_bytes_is_truncated(tmp_path, opening, name, lost):
+    encode(tmp_path / name, opening)
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[:-lost])
+    assert decode(tmp_path / name).truncated
+    (tmp_path / name).write_bytes(data + bytes(300))
+    assert not decode(tmp_path / name).truncated, "what lies behind the last page is no sound"
+
+
+@pytest.mark.parametrize("name", ["a.mp3", "a.flac", "a.m4a"])
+def test_two_seconds_of_minutes_are_missed_where_the_samples_are_counted(tmp_path, two_cities, name):
+    encode(tmp_path / name, np.tile(two_cities, 3), options={"movflags": "+faststart"} if name == "a.m4a" else None)
+    data = (tmp_path / name).read_bytes()
+    assert not decode(tmp_path / name).truncated
+    (tmp_path / name).write_bytes(data[: int(0.985 * len(data))])
+    audio = decode(tmp_path / name)
+    assert audio.truncated
+    assert audio.duration_s == pytest.approx(3 * len(two_cities) / SAMPLE_RATE_HZ - 2, abs=1)
 
 
 def test_a_length_that_no_header_tells_is_capped_while_decoding(tmp_path, opening):
