@@ -45,7 +45,12 @@ BACKFILL_TAG = "dagster/backfill"
 class TranscriptsConfig(dg.Config):
     """How to transcribe the recordings of a prefix."""
 
-    batch_size: int = Field(default=10, ge=1, description="Recordings that are handed to the engine at a time.")
+    batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="Windows, pieces of up to 25 s of speech, that the local engine decodes in one call; by default "
+        "what the whisper resource says.",
+    )
     max_workers: int | None = Field(
         default=None, ge=1, description="Transcriptions at once; by default what suits the engine and the machine."
     )

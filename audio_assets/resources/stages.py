@@ -117,7 +117,7 @@ class Transcribe:
     r2: R2Resource
     whisper: WhisperResource
     budget: Budget
-    batch_size: int
+    batch_size: int | None
     max_workers: int | None
     fresh_ids: frozenset[str]
     limits: Limits

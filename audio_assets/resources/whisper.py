@@ -71,6 +71,12 @@ class WhisperResource(Travelling, ConfigurableResource):  # type: ignore[type-ar
     workers: int | None = Field(
         default=None, ge=1, description="Transcriptions at once; by default the cores (local) or 8 requests (openai)."
     )
+    batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="Windows that are decoded in one call of the model, unless a run asks for another number; by "
+        "default 8, or 16 on a GPU. With 1 they are decoded one by one, whatever a run asks for (local engine).",
+    )
     threads: int = Field(default=1, ge=1, description="Threads of one transcription (local engine).")
     base_url: str | None = Field(
         default=None, description="OpenAI-compatible endpoint; by default OPENAI_BASE_URL, else OpenAI's own."
@@ -172,6 +178,7 @@ class WhisperResource(Travelling, ConfigurableResource):  # type: ignore[type-ar
             device=self.device,
             workers=self.workers,
             threads=self.threads,
+            batch_size=self.batch_size,
             initial_prompt=self.initial_prompt,
             hotwords=self.hotwords,
             word_timestamps=self.word_timestamps,

@@ -179,7 +179,7 @@ class Engine(Protocol):
     """The language that the settings ask for, ISO 639-1; None to detect it."""
     plan: WindowPlan
     batch_size: int
-    """Clips that one call takes at best."""
+    """Clips that one call takes at best; 1 if it takes no more."""
     parallelism: int
     """Calls that may run at once."""
 

@@ -72,17 +72,17 @@ class AudioFile:
 class TranscribeOptions:
     """How to run the pipeline. None of it changes the text.
 
-    ``batch_size`` caps the windows of one engine call (None: what the engine likes best), ``max_workers`` the calls at
-    once. With ``use_cache`` False nothing is read from the cache; results are stored all the same. ``fresh_ids`` are
-    transcribed anew whatever the cache holds. ``readers`` are the threads that decode; ``ahead_s`` is how many seconds
-    of audio may wait for the model. With ``live`` the next file may come only after results of earlier ones were taken:
-    whoever waits for it keeps nobody waiting. ``on_stop`` is called when the run ends, finished or not, before waiting
-    for calls under way. ``on_window`` is called in the caller's thread whenever a window is done, with the file's id,
-    the seconds of the recording that are done with it (the silence before it included), and whether the cache held it.
-    ``timings`` collects the seconds spent decoding, finding speech and waiting. ``bring`` is entered while a file is
-    decoded, which is one that the cache does not hold: it may take its time to have the file there. ``check`` is called
-    once the file is open, and raises a `FileError` where it is not the one that is meant any more. ``marks`` tell the
-    next run of which file this one died.
+    ``batch_size`` is how many windows one engine call takes (None: what the engine likes best; an engine that takes one
+    at a time takes no more), ``max_workers`` caps the calls at once. With ``use_cache`` False nothing is read from the
+    cache; results are stored all the same. ``fresh_ids`` are transcribed anew whatever the cache holds. ``readers`` are
+    the threads that decode; ``ahead_s`` is how many seconds of audio may wait for the model. With ``live`` the next
+    file may come only after results of earlier ones were taken: whoever waits for it keeps nobody waiting. ``on_stop``
+    is called when the run ends, finished or not, before waiting for calls under way. ``on_window`` is called in the
+    caller's thread whenever a window is done, with the file's id, the seconds of the recording that are done with it
+    (the silence before it included), and whether the cache held it. ``timings`` collects the seconds spent decoding,
+    finding speech and waiting. ``bring`` is entered while a file is decoded, which is one that the cache does not hold:
+    it may take its time to have the file there. ``check`` is called once the file is open, and raises a `FileError`
+    where it is not the one that is meant any more. ``marks`` tell the next run of which file this one died.
     """
 
     batch_size: int | None = None
@@ -340,7 +340,7 @@ class _Run:
         self._options = options
         self._fingerprint = fingerprint(engine)
         self._workers = max(1, min(options.max_workers or engine.parallelism, engine.parallelism))
-        self._batch = max(1, min(options.batch_size or engine.batch_size, engine.batch_size))
+        self._batch = max(1, options.batch_size or engine.batch_size) if engine.batch_size > 1 else 1
         self._reader_count = max(1, options.readers or min(self._workers, os.cpu_count() or 1))
         self._pool = _Pool(options.ahead_s)
         self._out: queue.Queue[FileTranscript | _Heard | BaseException | None] = queue.Queue()

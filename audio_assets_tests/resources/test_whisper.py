@@ -68,6 +68,8 @@ def test_the_local_engine_uses_the_packaged_weights_and_is_loaded_once():
     assert first.model == "tiny.en"
     assert WhisperResource(device="cpu", workers=1).create_engine() is first
     assert WhisperResource(device="cpu", workers=1, beam_size=1).create_engine() is not first
+    assert first.batch_size == 8
+    assert WhisperResource(device="cpu", workers=1, batch_size=32).create_engine().batch_size == 32
 
 
 def test_a_missing_model_directory_is_named(monkeypatch, tmp_path):

@@ -264,6 +264,16 @@ def test_windows_that_an_earlier_run_has_heard_are_told_as_known(parrot, cache, 
     assert told.count(True) == 2 and told.count(False) == len(told) - 2
 
 
+@pytest.mark.parametrize(("best", "asked", "most"), [(4, None, 4), (4, 2, 2), (4, 9, 9), (1, 9, 1)])
+def test_a_call_takes_as_many_windows_as_are_asked_for_if_it_takes_several(
+    parrot, cache, write_audio, opening, best, asked, most
+):
+    files = [write_audio(f"{i}.wav", opening[: 2 * SAMPLE_RATE_HZ + 160 * i]) for i in range(30)]
+    parrot.batch_size, parrot.delay_s = best, 0.05
+    list(transcribe_files(files, parrot, cache, TranscribeOptions(max_workers=1, batch_size=asked)))
+    assert max(parrot.batches) == most
+
+
 def test_batches_hold_clips_of_similar_length(parrot, cache, write_audio, opening):
     lengths = [2.5, 8.0] * 8
     files = [write_audio(f"{i}.wav", opening[: int(s * SAMPLE_RATE_HZ) + 160 * i]) for i, s in enumerate(lengths)]
