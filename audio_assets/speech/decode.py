@@ -39,6 +39,13 @@ LOUDEST = 4.0
 CANCELLED = 0.1
 """Channels cancel out when their mean has this share of the energy that is left of independent channels: 10 dB less."""
 
+HOLE_S = 0.05
+START_HOLE_S = 0.2
+"""A longer hole in the timestamps of a file is silence; at the start, where encoders put a little in front, this is."""
+
+MOST_UNSTATED_S = 600.0
+"""The longest hole that is believed of a file that states no length to compare it with, as browsers record them."""
+
 WILD_SHARE = 0.01
 """A file is on another scale than -1 to 1, of 16-bit integers say, when so many of its samples lie beyond `LOUDEST`."""
 
@@ -264,10 +271,12 @@ class AudioStream:
 
         assert self._container is not None, "use AudioStream as a context manager"  # noqa: S101 - misuse, not input
         stated = self._container.streams.audio[0].layout.name if self._split else None
+        clock = _Clock(*lengths.span_s(self._container, self.header_duration_s))
         resampler, form = None, None
         for frame in self._frames():
+            missing = clock.missing_before(frame)
             # A damaged or hostile file may change its form half-way; a resampler that has nothing to do lets it pass.
-            if resampler is None or form != (frame.format.name, frame.layout.name, frame.sample_rate):
+            if resampler is None or missing or form != (frame.format.name, frame.layout.name, frame.sample_rate):
                 if resampler is not None:
                     for piece in resampler.resample(None):
                         yield self._take(piece)
@@ -275,6 +284,9 @@ class AudioStream:
                 layout = stated or frame.layout.name
                 resampler = av.AudioResampler(format="flt", layout=layout, rate=SAMPLE_RATE_HZ)
                 form = (frame.format.name, frame.layout.name, frame.sample_rate)
+            if missing:
+                self._damaged |= not lengths.may_leave_out(self._container)
+                yield from self._silence(missing, frame)
             # Timestamps with holes would make the resampler insert or drop sound.
             frame.pts = None
             try:
@@ -286,6 +298,13 @@ class AudioStream:
         if resampler is not None:
             for piece in resampler.resample(None):
                 yield self._take(piece)
+
+    def _silence(self, samples: int, frame: Any) -> Iterator[Samples]:
+        """As much silence, by seconds, in the channels that the pieces of ``frame`` will have."""
+        channels = self.channels if self._split else frame.layout.nb_channels
+        shape = (channels,) if self._split or channels > 1 else ()
+        for start in range(0, samples, SAMPLE_RATE_HZ):
+            yield np.zeros((*shape, min(SAMPLE_RATE_HZ, samples - start)), np.float32)
 
     def _frames(self) -> Iterator[Any]:
         import av
@@ -331,6 +350,39 @@ class AudioStream:
     def _tamed(self, data: Samples) -> Samples:
         self._wild += float(np.count_nonzero(np.abs(data) > LOUDEST)) / (data.shape[0] if data.ndim > 1 else 1)
         return np.clip(np.nan_to_num(data, nan=0.0), -LOUDEST, LOUDEST)
+
+
+class _Clock:
+    """Compares the timestamps of frames with the sound that was given: what a container leaves out is silence.
+
+    Recorders leave out what nobody says, and what was lost; a film's sound may begin after its picture. Times up to
+    ``end_s`` are believed, which keeps damaged ones from becoming hours of silence. Jumps back are not followed: they
+    are those of files that were put together, or damage.
+    """
+
+    def __init__(self, begin_s: float, end_s: float | None):
+        self._position_s = begin_s
+        self._end_s = end_s
+        self._first = True
+
+    def missing_before(self, frame: Any) -> int:
+        """How many samples of silence belong before a frame, which is then taken as given."""
+        missing_s = 0.0
+        least_s = START_HOLE_S if self._first else HOLE_S
+        if frame.pts is not None and frame.time_base is not None:
+            at_s = float(frame.pts * frame.time_base)
+            ahead_s = at_s - self._position_s
+            if ahead_s > least_s and self._believes(at_s, ahead_s):
+                missing_s = ahead_s
+            elif self._first:
+                # What an encoder puts in front is taken out again, but counted.
+                self._position_s = at_s
+        self._first = False
+        self._position_s += missing_s + frame.samples / max(frame.sample_rate, 1)
+        return round(missing_s * SAMPLE_RATE_HZ)
+
+    def _believes(self, at_s: float, ahead_s: float) -> bool:
+        return ahead_s <= MOST_UNSTATED_S if self._end_s is None else at_s <= self._end_s
 
 
 def _energy(data: Samples) -> Any:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 TOLERANCE_S = 1.0
 FILM_TOLERANCE_SHARE = 0.02
 
+_MATROSKA, _MP4 = "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"
+
 _OGG_TAIL_BYTES = 2 * (27 + 255 + 255 * 255)
 """Two pages of the greatest size: the last one that is whole, and one that was cut."""
 _OGG_LAST = 4
@@ -38,11 +40,36 @@ def stated_s(path: Path, container: InputContainer, stream: Any) -> float | None
         return None
     if container.format.name == "mp3":
         return _mp3_s(path)
+    if container.format.name == "ogg" and _start_s(container) > TOLERANCE_S:
+        # A piece of a longer stream: the count on its last page is that of the whole stream.
+        return None
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     if container.duration is not None:
         return float(container.duration) / 1_000_000
     return None
+
+
+def span_s(container: InputContainer, stated_s: float | None) -> tuple[float, float | None]:
+    """When the first and the last sound of a file may lie, by its own timestamps; the last None if nothing tells.
+
+    Those of Matroska count from the beginning of the recording, so what lies before the first of them is missing. Other
+    files begin where their first stream does, which may be anywhere, as in a piece of a longer broadcast.
+    """
+    start_s = _start_s(container)
+    if stated_s is None or container.duration is None:
+        return start_s, None
+    end_s = container.duration / 1_000_000 + TOLERANCE_S
+    return (min(0.0, start_s), end_s) if container.format.name == _MATROSKA else (start_s, start_s + end_s)
+
+
+def may_leave_out(container: InputContainer) -> bool:
+    """Whether a whole file of this kind may have holes in its timestamps; in others they are what damage left."""
+    return container.format.name in (_MATROSKA, _MP4)
+
+
+def _start_s(container: InputContainer) -> float:
+    return (container.start_time or 0) / 1_000_000
 
 
 def tolerance_s(container: InputContainer, stream: Any, duration_s: float) -> float:

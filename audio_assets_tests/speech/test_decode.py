@@ -7,7 +7,9 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -425,3 +427,116 @@ def test_the_fast_path_gives_the_same_samples_as_ffmpeg(tmp_path, opening, monke
     monkeypatch.setattr(AudioStream, "_plain_pcm", lambda self: None)
     slow = decode(tmp_path / name)
     np.testing.assert_allclose(fast.samples, slow.samples, atol=1e-4)
+
+
+def with_a_hole(path: Path, samples: Samples, *, begin_s: float = 0, hole_s: float = 0, **options: str) -> None:
+    """``samples`` twice, the first from ``begin_s`` on, and between them a time for which there are no packets."""
+    import av
+
+    data = np.atleast_2d(samples)
+    codec, rate, size = ("aac", SAMPLE_RATE_HZ, 1024) if path.suffix == ".m4a" else ("libopus", 48_000, 960)
+    format = {".m4a": "mp4", ".opus": "ogg"}.get(path.suffix)
+    with av.open(str(path), "w", format=format, options=options) as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.layout = ["mono", "stereo"][len(data) - 1]
+        resampler = av.AudioResampler(format=stream.codec_context.format, layout=stream.layout, rate=rate)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(data), format="fltp", layout=stream.layout.name)
+        frame.sample_rate = SAMPLE_RATE_HZ
+        fifo = av.AudioFifo()
+        for piece in [*resampler.resample(frame), *resampler.resample(None)]:
+            piece.pts = None
+            fifo.write(piece)
+        pieces = fifo.read_many(size)
+        for start_s in (begin_s, begin_s + hole_s + len(pieces) * size / rate):
+            for number, piece in enumerate(pieces):
+                piece.pts = round(start_s * rate) + number * size
+                piece.time_base = Fraction(1, rate)
+                container.mux(stream.encode(piece))
+        container.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("name", ["a.webm", "a.m4a"])
+def test_a_time_without_packets_is_silence_and_what_follows_keeps_its_time(tmp_path, opening, name, split):
+    with_a_hole(tmp_path / name, np.stack([opening, opening]), hole_s=30)
+    with AudioStream(tmp_path / name, split_channels=split) as stream:
+        heard = np.concatenate(list(stream.blocks()), axis=-1)
+    assert heard.shape[:-1] == ((2,) if split else ())
+    assert stream.duration_s == pytest.approx(46.4, abs=0.2)
+    assert not stream.truncated
+    second = SAMPLE_RATE_HZ
+    for channel in np.atleast_2d(heard):
+        assert np.abs(channel[9 * second : 38 * second]).max() < 1e-6
+        assert likeness(channel[: 8 * second], opening) > 0.9
+        assert likeness(channel[38 * second :], opening) > 0.9
+
+
+def test_silence_that_is_left_out_counts_against_the_limit_of_duration(tmp_path, opening):
+    with_a_hole(tmp_path / "a.webm", opening, hole_s=30, live="1")
+    with pytest.raises(InvalidAudio, match="over the limit of 20 s"):
+        decode(tmp_path / "a.webm", Limits(max_duration_s=20))
+
+
+@pytest.mark.parametrize(("hole_s", "expected_s"), [(30, 46.4), (5000, 16.4)])
+def test_hours_of_silence_are_not_believed_of_a_file_that_states_no_length(tmp_path, opening, hole_s, expected_s):
+    with_a_hole(tmp_path / "a.webm", opening, hole_s=hole_s, live="1")
+    with AudioStream(tmp_path / "a.webm") as stream:
+        assert stream.header_duration_s is None
+        assert sum(block.shape[-1] for block in stream.blocks()) / SAMPLE_RATE_HZ == pytest.approx(expected_s, abs=0.2)
+
+
+def test_a_time_beyond_the_stated_end_is_not_believed():
+    def frame(at_s: float) -> SimpleNamespace:
+        return SimpleNamespace(
+            pts=round(at_s * 16_000), time_base=Fraction(1, 16_000), samples=16_000, sample_rate=16_000
+        )
+
+    clock = decode_module._Clock(0.0, 60.0)
+    found = [clock.missing_before(frame(at_s)) for at_s in (0.0, 40_000.0, 2.0, 1.0, 10.0, 11.04)]
+    assert found == [0, 0, 0, 0, 6 * SAMPLE_RATE_HZ, 0]
+
+
+def test_a_recording_that_begins_late_begins_with_silence(tmp_path, opening):
+    with_a_hole(tmp_path / "a.webm", opening, begin_s=20)
+    audio = decode(tmp_path / "a.webm")
+    assert audio.duration_s == pytest.approx(36.4, abs=0.2)
+    assert not audio.truncated
+    assert np.abs(audio.samples[: 20 * SAMPLE_RATE_HZ]).max() == 0
+    assert likeness(audio.samples[20 * SAMPLE_RATE_HZ : 28 * SAMPLE_RATE_HZ], opening) > 0.9
+
+
+def test_a_piece_of_a_longer_stream_begins_at_once(tmp_path, opening):
+    with_a_hole(tmp_path / "a.opus", opening, begin_s=4000)
+    audio = decode(tmp_path / "a.opus", Limits(max_duration_s=60))
+    assert audio.duration_s == pytest.approx(16.4, abs=0.2)
+    assert not audio.truncated
+
+
+def test_an_ogg_file_that_lost_pages_is_damaged(tmp_path, opening):
+    with_a_hole(tmp_path / "a.opus", opening, hole_s=10)
+    audio = decode(tmp_path / "a.opus")
+    assert audio.duration_s == pytest.approx(26.4, abs=0.2)
+    assert audio.truncated
+
+
+def test_sound_that_begins_after_the_picture_keeps_its_time(tmp_path, opening):
+    import av
+
+    encode(tmp_path / "sound.m4a", opening)
+    with av.open(str(tmp_path / "sound.m4a")) as source, av.open(str(tmp_path / "film.mp4"), "w") as film:
+        picture = film.add_stream("mpeg4", rate=10)
+        picture.width = picture.height = 64
+        sound = film.add_stream_from_template(source.streams.audio[0])
+        for _ in range(120):
+            film.mux(picture.encode(av.VideoFrame(64, 64, "yuv420p")))
+        film.mux(picture.encode(None))
+        for packet in source.demux(audio=0):
+            if packet.dts is not None:
+                packet.pts += 3 * SAMPLE_RATE_HZ
+                packet.dts += 3 * SAMPLE_RATE_HZ
+                packet.stream = sound
+                film.mux(packet)
+    audio = decode(tmp_path / "film.mp4")
+    assert audio.duration_s == pytest.approx(11.2, abs=0.2)
+    assert not audio.truncated
+    assert likeness(audio.samples[3 * SAMPLE_RATE_HZ :], opening) > 0.9
