@@ -47,7 +47,7 @@ MOST_UNSTATED_S = 600.0
 """The longest hole that is believed of a file that states no length to compare it with, as browsers record them."""
 
 WILD_SHARE = 0.01
-"""A file is on another scale than -1 to 1, of 16-bit integers say, when so many of its samples lie beyond `LOUDEST`."""
+"""A file of floats is on the scale of integers, or another, when so many of its samples lie beyond `LOUDEST`."""
 
 _MOST_BAD = 1000
 """Damaged packets in a row after which the rest of a file is given up."""
@@ -97,6 +97,7 @@ class AudioStream:
         self.truncated = False
         self._full_scale: Counter[int] = Counter()
         self._wild = 0.0
+        self._floats = False
         self._energy = 0.0
         self._samples = 0
         self._damaged = False
@@ -151,6 +152,7 @@ class AudioStream:
             self.header_duration_s = lengths.stated_s(self._path, self._container, stream)
             self._tolerance_s = lengths.tolerance_s(self._container, stream, self.header_duration_s or 0.0)
             self._early = lengths.ends_early(self._path, self._container)
+            self._floats = stream.codec_context.name.startswith("pcm_f")
             if self._split:
                 self.channels = max(1, int(stream.channels))
             if self.header_duration_s is not None:
@@ -170,7 +172,8 @@ class AudioStream:
             )
 
     def _check_scale(self) -> None:
-        if self._wild > WILD_SHARE * self._samples:
+        # Codecs make such samples of damaged packets; only floats can be on another scale as a whole.
+        if self._floats and self._wild > WILD_SHARE * self._samples:
             raise InvalidAudio("its samples go far beyond full scale; bring them to -1 to 1 and upload it again")
 
     def blocks(self) -> Iterator[Samples]:

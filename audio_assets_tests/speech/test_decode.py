@@ -373,6 +373,13 @@ def test_floats_on_the_scale_of_integers_are_refused(tmp_path, opening, channels
         decoded_wav(tmp_path / "scale.wav", np.stack([opening * 32768] * channels, axis=-1))
 
 
+def test_damage_that_a_codec_makes_far_too_loud_is_held_within_bounds_and_not_refused(tmp_path, opening, monkeypatch):
+    encode(tmp_path / "a.mp3", opening)
+    monkeypatch.setattr(decode_module, "LOUDEST", 0.001)
+    audio = decode(tmp_path / "a.mp3")
+    assert 0 < np.abs(audio.samples).max() <= np.float32(0.001)
+
+
 def test_an_overdriven_recording_is_clipped_and_a_loud_one_is_not(tmp_path, opening):
     loud = opening / np.abs(opening).max() * 0.99
     assert decoded_wav(tmp_path / "hot.wav", np.clip(loud * 8, -1, 1)).clipped
