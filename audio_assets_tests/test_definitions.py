@@ -96,3 +96,10 @@ def test_secrets_are_not_in_the_resources_repr() -> None:
     r2 = R2Resource(aws_access_key_id="canary-id", aws_secret_access_key="canary-secret", bucket="b")
     whisper = WhisperResource(engine="openai", api_key="canary-key")
     assert "canary" not in repr(r2) + str(r2) + repr(whisper) + str(whisper)
+
+
+def test_what_publishes_the_warehouse_comes_after_every_table_of_its_job() -> None:
+    from audio_assets.assets.corpus import corpus_export
+
+    before = corpus_export.asset_deps[corpus_export.key]
+    assert {dg.AssetKey("corpus_summary"), dg.AssetKey("prefix_keywords")} <= before

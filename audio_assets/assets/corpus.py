@@ -16,6 +16,7 @@ from audio_assets.assets.common import (
     table_metadata,
     table_type,
 )
+from audio_assets.assets.insight import prefix_keywords
 from audio_assets.assets.summaries import prefix_summary, token_frequency
 from audio_assets.assets.tokens import tokens
 from audio_assets.assets.transcript_quality import transcript_quality
@@ -135,7 +136,8 @@ class CorpusExportConfig(dg.Config):
 
 
 @dg.asset(
-    deps=[transcripts, tokens, transcript_quality],
+    # The tables over all prefixes too: with the exports a home in a bucket publishes the warehouse, which holds them.
+    deps=[transcripts, tokens, transcript_quality, corpus_summary, prefix_keywords],
     group_name="corpus",
     owners=OWNERS,
     kinds={"json", "parquet", "sqlite", "duckdb"},
