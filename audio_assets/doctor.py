@@ -49,6 +49,7 @@ def diagnose() -> list[Finding]:
     except AudioAssetsError as error:
         return [Finding("settings", "wrong", str(error))]
     findings = [
+        *_settings(),
         _guarded("bucket", _bucket),
         _guarded("engine", _engine),
         _guarded("home", lambda: _home(home)),
@@ -86,6 +87,33 @@ def _guarded(subject: str, check: Callable[[], Finding]) -> Finding:
         return check()
     except AudioAssetsError as error:
         return Finding(subject, "wrong", str(error))
+
+
+def _settings() -> list[Finding]:
+    """What is wrong with settings that a run meets late, or that only a sensor reads."""
+    from audio_assets.assets.tokens import TokensConfig
+    from audio_assets.resources import metrics
+
+    wrong = []
+    for check in (TokensConfig().check, settings.max_disk_bytes, metrics.check, _mapper, _webhook):
+        try:
+            check()
+        except AudioAssetsError as error:
+            wrong.append(Finding("settings", "wrong", str(error)))
+    return wrong or [Finding("settings", "ok", "words, disk, metrics, mapper and webhook")]
+
+
+def _mapper() -> None:
+    if settings.load().audio_assets_mapper == "ray":
+        from audio_assets.resources import ray_mapper
+
+        ray_mapper.check()
+
+
+def _webhook() -> None:
+    url = settings.load().audio_assets_webhook_url
+    if url is not None:
+        settings.secure_url(url.get_secret_value(), "AUDIO_ASSETS_WEBHOOK_URL")
 
 
 def _bucket() -> Finding:

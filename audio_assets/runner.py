@@ -135,6 +135,7 @@ def run_pipeline(
         AudioAssetsError: the run could not go on; the message names what to do. Its ``exit_code`` says which kind.
     """
     started = time.monotonic()
+    _check_words()
     pipeline = _Pipeline(options, progress or LogProgress())
     store = PartitionStore(pipeline.home.record)
     report = RunReport(
@@ -437,6 +438,17 @@ def tidy_mirror(home: HomeResource, store: PartitionStore) -> None:
         # The bucket cannot give these back.
         budget.keep(id for id, status in zip(*rows.to_pydict().values(), strict=True) if status == "gone")
         budget.shrink()
+
+
+def _check_words() -> None:
+    """Look for what is wrong with the settings of tokens: they are made last, when transcribing is paid for.
+
+    Raises:
+        SettingsError: a variable asks for something that does not exist; the message names it.
+    """
+    from audio_assets.assets.tokens import TokensConfig
+
+    TokensConfig().check()
 
 
 def _allow_open_files() -> None:

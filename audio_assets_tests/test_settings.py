@@ -13,11 +13,13 @@ import pytest
 from filelock import FileLock
 
 from audio_assets import doctor, settings
+from audio_assets.assets.tokens import TokensConfig
 from audio_assets.dagster_home import ensure_dagster_home, open_instance
 from audio_assets.errors import SettingsError, StorageError
 from audio_assets.partitions import PARTITIONS_NAME
 from audio_assets.resources.home import HomeResource
 from audio_assets.resources.whisper import WhisperResource
+from audio_assets.runner import RunOptions, run_pipeline
 from audio_assets.settings import Home
 from audio_assets.storage import atomic
 
@@ -65,6 +67,52 @@ def test_the_home_directory_of_a_user_that_there_is_not_is_named(
     with pytest.raises(SettingsError, match=rf"^{variable} '~nobody9/x': nobody knows where ~nobody9 is"):
         ensure_dagster_home(settings.home())
         WhisperResource(engine="local").create_engine()
+
+
+WRONG_WORDS = [
+    (
+        "AUDIO_ASSETS_NORMALIZERS",
+        "foo",
+        "AUDIO_ASSETS_NORMALIZERS: normalizer 'foo' is not known; use some of casefold",
+    ),
+    ("AUDIO_ASSETS_ENRICH", "foo", "AUDIO_ASSETS_ENRICH: enrichment 'foo' is not known; use some of entities"),
+    ("AUDIO_ASSETS_BPE_FILE", "/nonexistent", "AUDIO_ASSETS_BPE_FILE: /nonexistent: no such BPE tokenizer file; give"),
+]
+
+
+@pytest.mark.parametrize(("variable", "value", "message"), WRONG_WORDS)
+def test_a_run_names_a_wrong_setting_of_words_before_it_does_anything(
+    home: Home, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError, match=f"^{message}"):
+        run_pipeline(RunOptions(skip_ingestion=True))
+    assert not home.root.exists()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        *WRONG_WORDS,
+        ("AUDIO_ASSETS_MAX_DISK", "foo", "AUDIO_ASSETS_MAX_DISK 'foo' is not a size; write it like 50GB"),
+        ("AUDIO_ASSETS_METRICS", "foo", "AUDIO_ASSETS_METRICS 'foo' is no address; write it like 127.0.0.1:9464"),
+        ("AUDIO_ASSETS_MAPPER", "ray", "AUDIO_ASSETS_MAPPER is ray, and Ray is not installed; `pip install"),
+        ("AUDIO_ASSETS_WEBHOOK_URL", "http://example.com/x", "AUDIO_ASSETS_WEBHOOK_URL is not https; plain http is"),
+    ],
+)
+def test_the_doctor_names_a_wrong_setting_that_a_run_meets_late(
+    home: Home, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setenv(variable, value)
+    [finding] = [f for f in doctor.diagnose() if f.subject == "settings"]
+    assert (finding.state, finding.text[: len(message)]) == ("wrong", message)
+    assert "\n" not in finding.text
+
+
+def test_a_wrong_field_of_a_run_config_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"^normalizers of the run config: normalizer 'foo' is not known"):
+        TokensConfig(normalizers=["foo"]).check()
 
 
 def test_secrets_are_not_in_the_settings_repr(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from audio_assets import checks, schemas, settings
 from audio_assets.assets.common import OWNERS, WAREHOUSE, figures, preview, readable_errors, table_metadata, table_type
+from audio_assets.errors import SettingsError
 from audio_assets.partitions import prefix_partitions
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
 from audio_assets.resources.mapper import MapperResource
@@ -73,6 +74,24 @@ class TokensConfig(dg.Config):
             bpe_file=self.bpe_file or found.audio_assets_bpe_file,
         )
 
+    def check(self) -> None:
+        """Look for what is wrong before any work is done.
+
+        Raises:
+            SettingsError: something is asked for that does not exist; the message names the field or the variable.
+        """
+        options = self.options()
+        for field, check in (
+            ("normalizers", TokenizeOptions(normalizers=options.normalizers).check),
+            ("bpe_file", TokenizeOptions(bpe_file=options.bpe_file).check),
+            ("enrich", self.additions().check),
+        ):
+            try:
+                check()
+            except SettingsError as error:
+                name = f"{field} of the run config" if getattr(self, field) else f"AUDIO_ASSETS_{field.upper()}"
+                raise SettingsError(f"{name}: {error}") from None
+
 
 @dg.asset(
     partitions_def=prefix_partitions,
@@ -95,10 +114,9 @@ def tokens(
 ) -> dg.MaterializeResult:
     """Split each transcript into normalized words."""
     with readable_errors():
+        config.check()
         additions = config.additions()
-        additions.check()
         stage = Tokenize(config.options(), config.workers)
-        stage.options.check()
         with closing(mapper.map(stage, stage.items(transcripts))) as results:
             split = dict(results)
         words = pa.concat_tables([schemas.TOKENS.empty(), *(split[number] for number in sorted(split))])

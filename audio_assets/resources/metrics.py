@@ -38,18 +38,35 @@ def metered(results: Any, stage: object, count: int) -> Any:
     return _Metered(results, type(stage).__name__, count, _start(address))
 
 
+def check() -> None:
+    """Look for what is wrong with ``AUDIO_ASSETS_METRICS`` without serving anything.
+
+    Raises:
+        SettingsError: it is no address, or prometheus-client is not installed.
+    """
+    address = settings.load().audio_assets_metrics
+    if address is not None:
+        _host_and_port(address)
+        _prometheus()
+
+
+def _prometheus() -> Any:
+    try:
+        import prometheus_client
+    except ImportError:
+        raise SettingsError(
+            "AUDIO_ASSETS_METRICS is set, and prometheus-client is not installed; `pip install 'audio-assets[ray]'`"
+        ) from None
+    return prometheus_client
+
+
 def _start(address: str) -> dict[str, Any]:
     """The meters of this process, served at ``address`` from the first call on."""
     with _lock:
         if _meters:
             return _meters
         host, port = _host_and_port(address)
-        try:
-            import prometheus_client as prometheus
-        except ImportError:
-            raise SettingsError(
-                "AUDIO_ASSETS_METRICS is set, and prometheus-client is not installed; `pip install 'audio-assets[ray]'`"
-            ) from None
+        prometheus = _prometheus()
         registry = prometheus.CollectorRegistry()
         try:
             prometheus.start_http_server(port, addr=host, registry=registry)

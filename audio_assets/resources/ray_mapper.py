@@ -74,19 +74,10 @@ def connect() -> Any:
         SettingsError: Ray is not installed, the address is missing or nobody answers there, or the cluster has another
             version of Ray or Python.
     """
-    # No usage reports to Ray's authors, and no changes to this process's view of its GPUs.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ImportError:
-        raise SettingsError(
-            "AUDIO_ASSETS_MAPPER is ray, and Ray is not installed; `pip install 'audio-assets[ray]'`"
-        ) from None
+    ray = _ray()
     if ray.is_initialized():
         return ray
-    address = settings.require(settings.load().ray_address, "RAY_ADDRESS", "AUDIO_ASSETS_MAPPER is ray")
-    _reach(address)
+    address = _address()
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
@@ -99,6 +90,35 @@ def connect() -> Any:
         if before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
     return ray
+
+
+def check() -> None:
+    """Look for what keeps a run from the cluster, without joining it.
+
+    Raises:
+        SettingsError: Ray is not installed, or the address is missing or nobody answers there.
+    """
+    _ray()
+    _address()
+
+
+def _ray() -> Any:
+    # No usage reports to Ray's authors, and no changes to this process's view of its GPUs.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ImportError:
+        raise SettingsError(
+            "AUDIO_ASSETS_MAPPER is ray, and Ray is not installed; `pip install 'audio-assets[ray]'`"
+        ) from None
+    return ray
+
+
+def _address() -> str:
+    address = settings.require(settings.load().ray_address, "RAY_ADDRESS", "AUDIO_ASSETS_MAPPER is ray")
+    _reach(address)
+    return address
 
 
 def _reach(address: str) -> None:
