@@ -27,6 +27,7 @@ from audio_assets.resources.home import HomeResource
 from audio_assets.resources.progress import LogProgress, Progress
 from audio_assets.resources.r2 import R2Resource
 from audio_assets.settled import Settled, Unchanged
+from audio_assets.storage.exports import FILE_NAMES
 from audio_assets.storage.partition_files import PartitionStore
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ class RunOptions:
 class RunReport:
     """What a run did. ``counts`` has the rows of the visited partitions by status; ``unchanged`` needed nothing.
 
+    ``exports`` are the files that it wrote; ``older_exports`` those of other formats that lie beside them as they were.
+
     ``warehouse_refused`` says why the database could not be written: every row is stored, and it does not hold them.
     """
 
@@ -90,6 +93,7 @@ class RunReport:
     warehouse: str = ""
     warehouse_refused: str | None = None
     exports: list[str] = field(default_factory=list)
+    older_exports: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     report: str | None = None
     passed_over: dict[str, int] = field(default_factory=dict)
@@ -204,9 +208,8 @@ def run_pipeline(
     report.retired = forgetting.retired
     if not options.skip_summary:
         report.report = str(pipeline.home.report)
-    directory = Path(corpus["corpus_export"]["directory"])
     report.left_out = list(corpus["corpus_export"]["left_out"])
-    report.exports = sorted(str(p) for p in directory.iterdir() if p.stem == "corpus")
+    _list_exports(report, Path(corpus["corpus_export"]["directory"]), options.output_formats)
     if pipeline.home.shared is None:
         # A database that somebody else holds follows by itself; one that the disk refuses does not.
         last = PartitionedDuckDBIOManager().warehouse().refresh()
@@ -535,6 +538,13 @@ def _add(report: RunReport, result: dict[str, dict[str, Any]]) -> None:
     report.cost_usd += float(made["cost_usd"])
     report.uncertain_usd += float(made.get("uncertain_usd", 0.0))
     report.refused_by_cap += int(made.get("requests_refused_by_cap", 0))
+
+
+def _list_exports(report: RunReport, directory: Path, written: Sequence[str]) -> None:
+    """Tell the files of the formats that were ``written`` from those that an earlier export left."""
+    for name, file in sorted(FILE_NAMES.items(), key=lambda item: item[1]):
+        if (directory / file).exists():
+            (report.exports if name in written else report.older_exports).append(str(directory / file))
 
 
 def _pass_over(report: RunReport, counted: Mapping[str, Any]) -> None:

@@ -134,6 +134,9 @@ def closing_lines(report: RunReport) -> list[str]:
         )
     lines += [f"left out of the export: {printable(reason)}" for reason in report.left_out]
     lines += [f"export   {_shown(path)}" for path in report.exports]
+    if report.older_exports:
+        older = ", ".join(_shown(path) for path in report.older_exports)
+        lines.append(f"older    {older}: not written by this run; --output-format refreshes it")
     if report.report:
         lines.append(f"report   {_shown(report.report)}")
     lines.append(

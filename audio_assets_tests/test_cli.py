@@ -24,9 +24,10 @@ from audio_assets import cli, interrupts, schemas
 from audio_assets.demo import demo_objects, encode, packaged_model, recording
 from audio_assets.demo_server import WeedServer
 from audio_assets.errors import BusyError
-from audio_assets.runner import partition_lock
+from audio_assets.runner import RunReport, partition_lock
 from audio_assets.settings import Home
 from audio_assets.storage.partition_files import PartitionStore
+from audio_assets.terminal import closing_lines
 from audio_assets_tests.conftest import PipelineRun, audio_assets, subprocess_environment
 
 Run = Callable[..., dict[str, Any]]
@@ -147,6 +148,13 @@ class TestRunFlags:
         names = {Path(path).name for path in report["exports"]}
         assert names == {"corpus.parquet", "corpus.sqlite"}
 
+    def test_an_export_that_a_run_did_not_write_is_named_as_older(self, local: Run, home: Home) -> None:
+        both = local("--output-format", "json", "--output-format", "parquet", "--skip-summary", "--limit", "1")
+        assert both["older_exports"] == []
+        plain = local("--skip-summary", "--limit", "2")
+        assert plain["exports"] == [str(home.exports / "corpus.jsonl")]
+        assert plain["older_exports"] == [str(home.exports / "corpus.parquet")]
+
     @pytest.mark.slow
     def test_all_columns_exports_what_the_tables_hold(self, local: Run, home: Home) -> None:
         local("--all-columns")
@@ -189,6 +197,12 @@ class TestRunFlags:
         assert any(re.fullmatch(r"4 ok · 1 invalid · 0 cached · 0 failed · \d+ s · \$0\.00", line) for line in lines)
         assert lines[-1].startswith("next ")
         assert "invalid: in-short/note.mp3" in done.stdout
+
+
+def test_the_closing_lines_tell_an_older_export_from_one_that_was_written() -> None:
+    lines = closing_lines(RunReport(exports=["/x/corpus.jsonl"], older_exports=["/x/corpus.parquet"]))
+    assert "export   /x/corpus.jsonl" in lines
+    assert "older    /x/corpus.parquet: not written by this run; --output-format refreshes it" in lines
 
 
 @pytest.mark.weights
