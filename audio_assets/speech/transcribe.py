@@ -37,8 +37,12 @@ from audio_assets.speech.engine import (
     fingerprint_of,
 )
 
-PIPELINE_VERSION = 2
-"""Raised whenever decoding, windows or assembly change the text for the same engine."""
+PIPELINE_VERSION = 1
+"""Raised whenever decoding, windows or assembly change the text for the same engine.
+
+Not for what only damaged or rare files gain, such as those with holes or channels that cancel each other: whoever pays
+an API would pay for everything once more. Those are made anew with ``--no-cache``.
+"""
 
 _WITHOUT_SPACES = frozenset({"zh", "ja", "th", "lo", "my", "yue", "km", "bo"})
 _CHOICE = 3
