@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from audio_assets import interrupts
-from audio_assets.errors import AudioAssetsError, StorageError, machine_trouble
+from audio_assets.errors import AudioAssetsError, SettingsError, StorageError, machine_trouble
 
 EXIT_FILES_FAILED = 3
 FORMATS = ["json", "parquet", "sqlite", "duckdb"]
@@ -470,6 +470,16 @@ def fetch(path: str | None, as_json: bool) -> int:
     target = settings.home().warehouse if path is None else Path(path).absolute()
     if objects is None and path is not None:
         raise click.UsageError("AUDIO_ASSETS_HOME is a directory; the warehouse lies in it")
+    if objects is None and not target.is_file():
+        raise SettingsError(
+            f"{target}: no warehouse is there; `audio-assets run` builds it, or set AUDIO_ASSETS_HOME to the home that "
+            "has it"
+        )
+    if objects is not None and not published.is_published(objects):
+        raise SettingsError(
+            f"AUDIO_ASSETS_HOME {objects.shown}: no warehouse is published there; `audio-assets run` publishes it, or "
+            "correct AUDIO_ASSETS_HOME, then fetch again"
+        )
     fetched = objects is not None and published.fetch(objects, target)
     click.echo(json.dumps({"warehouse": str(target), "fetched": fetched}) if as_json else str(target))
     return 0

@@ -24,6 +24,7 @@ from audio_assets import cli, interrupts, schemas
 from audio_assets.demo import demo_objects, encode, packaged_model, recording
 from audio_assets.demo_server import WeedServer
 from audio_assets.errors import BusyError
+from audio_assets.resources.home import HomeResource
 from audio_assets.runner import RunReport, partition_lock
 from audio_assets.settings import Home
 from audio_assets.storage.partition_files import PartitionStore
@@ -343,6 +344,55 @@ def test_an_interrupted_run_exits_130_and_goes_on_next_time(home: Home) -> None:
     path.write_bytes(encode(samples[::3], rate // 3, "wav"))
     done = audio_assets("run", "--skip-ingestion", "--json", cwd=home.root, environment=_local_environment(home))
     assert json.loads(done.stdout)["counts"] == {"ok": 1, "gone": 1}
+
+
+class Published:
+    """A shared home whose only object names the current warehouse."""
+
+    shown = "s3://bucket/home"
+
+    def __init__(self, latest: dict[str, Any] | None) -> None:
+        self._latest = latest
+
+    def get(self, name: str) -> tuple[bytes, str] | None:
+        return None if self._latest is None else (json.dumps(self._latest).encode(), "etag")
+
+
+class TestFetch:
+    @pytest.fixture
+    def refused(self, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+        def fetch(*arguments: str, expect: int) -> str:
+            with pytest.raises(SystemExit) as stop:
+                cli.main(["fetch", *arguments])
+            out = capsys.readouterr()
+            assert (stop.value.code, out.out) == (expect, "")
+            [line] = out.err.splitlines()
+            return line
+
+        return fetch
+
+    def test_without_a_warehouse_there_is_nothing_to_name(self, refused: Callable[..., str], home: Home) -> None:
+        line = refused(expect=4)
+        assert f"{home.warehouse}: no warehouse is there; `audio-assets run` builds it" in line
+
+    @pytest.mark.parametrize("path", [(), ("there.duckdb",)])
+    def test_where_none_is_published_it_says_so(
+        self, refused: Callable[..., str], tmp_path: Path, path: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        Path("there.duckdb").touch()
+        monkeypatch.setattr(HomeResource, "objects", lambda self: Published(None))
+        assert "s3://bucket/home: no warehouse is published there" in refused(*path, expect=4)
+
+    @pytest.mark.parametrize("path", ["file/y.duckdb", "file/folder/y.duckdb", "/proc/x.duckdb"])
+    def test_a_place_where_no_file_can_be_is_named(
+        self, refused: Callable[..., str], tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        Path("file").touch()
+        latest = {"file": "warehouse/x.duckdb", "sha256": "0" * 64, "number": 1}
+        monkeypatch.setattr(HomeResource, "objects", lambda self: Published(latest))
+        assert path.removesuffix(".duckdb") in refused(path, expect=1)
 
 
 class TestOtherCommands:

@@ -46,6 +46,11 @@ def number(objects: Objects) -> int:
     return int((read_json(objects.get(LATEST)) or {}).get("number", 0))
 
 
+def is_published(objects: Objects) -> bool:
+    """Whether there is a current warehouse."""
+    return read_json(objects.get(LATEST)) is not None
+
+
 def publish(objects: Objects, database: Path, number: int) -> str:
     """Make ``database`` the current one; returns its name.
 
@@ -92,16 +97,21 @@ def fetch(objects: Objects, database: Path) -> bool:
     """Bring the current warehouse to ``database``, whole or not at all; False when it is there or none is published.
 
     Raises:
-        StorageError: it came damaged.
+        StorageError: it came damaged, or no file can be made at ``database``.
     """
     latest = read_json(objects.get(LATEST))
     if latest is None or (database.exists() and _sha256(database) == latest["sha256"]):
         return False
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with atomic.replacing(database) as temp:
-        objects.download(latest["file"], temp)
-        if _sha256(temp) != latest["sha256"]:
-            raise StorageError(f"{objects.shown}/{latest['file']}: came damaged; try again")
+    try:
+        with atomic.replacing(database) as temp:
+            objects.download(latest["file"], temp)
+            if _sha256(temp) != latest["sha256"]:
+                raise StorageError(f"{objects.shown}/{latest['file']}: came damaged; try again")
+    except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+        # What lies above it is a file, or a directory in which the system lets nobody make one, such as /proc.
+        raise StorageError(
+            f"{database}: no file can be made there ({error.strerror}); give a path in an ordinary directory"
+        ) from error
     return True
 
 
