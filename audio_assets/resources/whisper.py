@@ -22,7 +22,7 @@ from audio_assets.speech.capabilities import CAPABILITIES
 from audio_assets.speech.engine import Engine
 from audio_assets.speech.estimate import Candidate, Estimate, estimate, measure_silence, pending
 from audio_assets.speech.ledger import Account
-from audio_assets.speech.local import LocalEngine, LocalOptions, packaged_model, weights_identity
+from audio_assets.speech.local import LocalEngine, LocalOptions, model_or_packaged, weights_identity
 from audio_assets.speech.openai_api import CachedPieces, OpenAIEngine, OpenAIOptions
 from audio_assets.speech.retirement import Retirement, retirement
 from audio_assets.speech.transcribe import fingerprint
@@ -169,9 +169,8 @@ class WhisperResource(Travelling, ConfigurableResource):  # type: ignore[type-ar
         return engine
 
     def _local_options(self) -> LocalOptions:
-        packaged = packaged_model()
         return LocalOptions(
-            model=self.model or settings.load().whisper_model or (str(packaged) if packaged else "tiny.en"),
+            model=model_or_packaged(self.model or settings.load().whisper_model or None),
             language=self.language,
             beam_size=self.beam_size,
             compute_type=self.compute_type,

@@ -18,6 +18,9 @@ from audio_assets.speech.packing import PackedWhisper, PackingOptions
 ENGINE_VERSION = 7
 """Raised whenever the text that comes out changes for the same input and options."""
 
+PACKAGED_MODEL = "tiny.en"
+"""The name of the weights of the `demo` extra, on the model hub too."""
+
 _SAMPLE_BYTES = 1 << 20
 
 
@@ -245,7 +248,18 @@ def packaged_model() -> Path | None:
 def packaged_model_name(directory: Path) -> str | None:
     """``tiny.en`` if ``directory`` is the packaged one: its own name says nothing."""
     packaged = packaged_model()
-    return "tiny.en" if packaged is not None and directory.is_dir() and directory.samefile(packaged) else None
+    return PACKAGED_MODEL if packaged is not None and directory.is_dir() and directory.samefile(packaged) else None
+
+
+def model_or_packaged(model: str | None) -> str:
+    """``model``, or the packaged weights where it is None or their name and they are installed.
+
+    So their name means the same weights as no name at all, and asks no network. A directory that is called so goes
+    first.
+    """
+    if model is not None and (model != PACKAGED_MODEL or Path(model).is_dir()):
+        return model
+    return str(packaged_model() or PACKAGED_MODEL)
 
 
 def weights_identity(directory: Path) -> str:

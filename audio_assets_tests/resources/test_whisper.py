@@ -6,6 +6,7 @@ import pytest
 
 from audio_assets.errors import SettingsError
 from audio_assets.resources.whisper import WhisperResource
+from audio_assets.speech import local
 from audio_assets.speech.local import LocalEngine, packaged_model
 from audio_assets.speech.openai_api import OpenAIEngine
 
@@ -70,6 +71,25 @@ def test_the_local_engine_uses_the_packaged_weights_and_is_loaded_once():
     assert WhisperResource(device="cpu", workers=1, beam_size=1).create_engine() is not first
     assert first.batch_size == 8
     assert WhisperResource(device="cpu", workers=1, batch_size=32).create_engine().batch_size == 32
+
+
+def test_the_name_of_the_packaged_weights_means_them(monkeypatch, tmp_path):
+    monkeypatch.setattr(local, "packaged_model", lambda: tmp_path)
+    default = WhisperResource(engine="local").identity()
+    assert default["model"] == str(tmp_path)
+    assert WhisperResource(engine="local", model="tiny.en").identity() == default
+    assert WhisperResource(engine="local", model="small").identity()["model"] == "small"
+    monkeypatch.setenv("WHISPER_MODEL", "tiny.en")
+    assert WhisperResource(engine="local").identity() == default
+    (tmp_path / "tiny.en").mkdir()
+    assert WhisperResource(engine="local").identity()["model"] == "tiny.en", "a directory of that name goes first"
+    monkeypatch.delenv("WHISPER_MODEL")
+    assert WhisperResource(engine="local").identity() == default, "and is not taken unless it is named"
+
+
+def test_without_the_package_its_name_stays_a_name(monkeypatch):
+    monkeypatch.setattr(local, "packaged_model", lambda: None)
+    assert WhisperResource(engine="local").identity()["model"] == "tiny.en"
 
 
 def test_a_missing_model_directory_is_named(monkeypatch, tmp_path):
