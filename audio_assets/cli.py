@@ -358,7 +358,10 @@ def export(
 @click.option("--prefix", "prefixes", multiple=True, metavar="P", help="Only keys that start with P.")
 @_json
 def subtitles(formats: tuple[str, ...], prefixes: tuple[str, ...], as_json: bool) -> int:
-    """Write subtitles for each transcript that has times, under exports/srt and exports/vtt."""
+    """Write subtitles for each transcript that has times, under exports/srt and exports/vtt.
+
+    Each folder is replaced as a whole: with --prefix, only the subtitles of those keys are in it afterwards.
+    """
     from audio_assets import settings, terminal
     from audio_assets.derived import write_subtitles
 
@@ -377,7 +380,8 @@ def subtitles(formats: tuple[str, ...], prefixes: tuple[str, ...], as_json: bool
 def audiofolder(prefixes: tuple[str, ...], include_flagged: bool, as_json: bool) -> int:
     """Write a folder that trains a model: 16 kHz FLAC segments and metadata.jsonl, as Hugging Face's datasets reads it.
 
-    It lies under exports/audiofolder: datasets.load_dataset("audiofolder", data_dir=...).
+    It lies under exports/audiofolder: datasets.load_dataset("audiofolder", data_dir=...). It is replaced as a whole:
+    with --prefix, only the clips of those keys are in it afterwards.
     """
     from audio_assets import settings, terminal
     from audio_assets.derived import write_audiofolder

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from audio_assets import schemas, settings
-from audio_assets.errors import FileError, InvalidAudio, StorageError
+from audio_assets.errors import FileError, InvalidAudio, NoSuchPrefixError, StorageError
 from audio_assets.ingest.intake import IntakeOptions
 from audio_assets.ingest.mirror import Mirror
 from audio_assets.speech.compress import encode_flac
@@ -69,9 +69,11 @@ def write_subtitles(home: settings.Home, formats: Sequence[str], prefixes: Seque
         prefixes: only keys that start with one of these; all when empty.
 
     Raises:
+        NoSuchPrefixError: no transcript lies under one of ``prefixes``; earlier subtitles are untouched.
         BusyError: another process writes them.
         StorageError: a partition file is damaged, or the disk refused; earlier subtitles are untouched.
     """
+    _check_prefixes(home, prefixes)
     made = []
     spelled_out = Mirror(home.audio).spelled_out
     for name in dict.fromkeys(formats):
@@ -127,9 +129,11 @@ def write_audiofolder(
             `FileError`. Another version of it would be cut at the wrong places.
 
     Raises:
+        NoSuchPrefixError: no transcript lies under one of ``prefixes``; an earlier folder is untouched.
         BusyError: another process writes it.
         StorageError: a partition file is damaged, or the disk refused; an earlier folder is untouched.
     """
+    _check_prefixes(home, prefixes)
     target = home.exports / AUDIOFOLDER
     written = Written(target)
     mirror = Mirror(home.audio)
@@ -304,6 +308,34 @@ def _read_labels(lines: Iterable[str], shown: str) -> Iterator[tuple[str, str]]:
         raise StorageError(
             f"{shown}: damaged; write it anew with `audio-assets audiofolder`, or delete the folder, then try again"
         ) from None
+
+
+def _check_prefixes(home: settings.Home, prefixes: Sequence[str]) -> None:
+    """Refuse a prefix that no transcript has: what is written would take the place of what is there, and hold nothing.
+
+    Raises:
+        NoSuchPrefixError: there is none, whatever its status.
+        StorageError: a partition file is damaged.
+    """
+    if not prefixes:
+        return
+    unused = {prefix: IntakeOptions(key_prefixes=(prefix,)).wants for prefix in prefixes}
+    store = PartitionStore(home.record)
+    there: set[str] = set()
+    for file in store.partitions(schemas.TRANSCRIPTS):
+        if file.partition is None:
+            continue
+        rows = store.read(schemas.TRANSCRIPTS, [file.partition], ["id", "prefix"])
+        keys = rows.column("id").to_pylist()
+        unused = {prefix: wants for prefix, wants in unused.items() if not any(map(wants, keys))}
+        if not unused:
+            return
+        there.update(rows.column("prefix").to_pylist())
+    shown = ", ".join(map(repr, sorted(there)[:8])) or "none"
+    raise NoSuchPrefixError(
+        f"--prefix {min(unused)!r}: no transcript lies there, and nothing was replaced. Prefixes with transcripts: "
+        f"{shown}"
+    )
 
 
 def _rows(home: settings.Home, prefixes: Sequence[str]) -> Iterator[dict[str, Any]]:

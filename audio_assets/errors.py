@@ -2,6 +2,7 @@
 
     AudioAssetsError          anything that a user should read as one line
     ├── SettingsError         a setting, credential or bucket is missing or wrong: dooms every file (exit 4)
+    ├── NoSuchPrefixError     nothing lies under a prefix that was asked for (exit 2)
     ├── BusyError             another run holds what this one needs (exit 5)
     │   └── SupersededError   a newer run has published what this one was about to (exit 5)
     ├── StorageError          a table, the warehouse or an export could not be read or written (exit 1)
@@ -31,6 +32,12 @@ class SettingsError(AudioAssetsError):
     """A setting, credential or bucket is missing or wrong. Retrying cannot help."""
 
     exit_code = 4
+
+
+class NoSuchPrefixError(AudioAssetsError):
+    """Nothing lies under a prefix that was asked for."""
+
+    exit_code = 2
 
 
 class BusyError(AudioAssetsError):

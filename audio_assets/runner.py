@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from audio_assets import dead_runs, interrupts, schemas, settings
 from audio_assets.dagster_home import open_instance, state_faults
-from audio_assets.errors import AudioAssetsError, BusyError, SettingsError, StorageError
+from audio_assets.errors import AudioAssetsError, BusyError, NoSuchPrefixError, SettingsError, StorageError
 from audio_assets.forget import Forgetting
 from audio_assets.ingest.intake import IntakeOptions
 from audio_assets.ingest.selection import PASSED_OVER, Selection
@@ -110,12 +110,6 @@ class RunReport:
     def as_dict(self) -> dict[str, Any]:
         """The report as one JSON-ready object."""
         return {**asdict(self), "unfinished": self.unfinished}
-
-
-class NoSuchPrefixError(AudioAssetsError):
-    """No object of the bucket, and no row that is stored, lies under a prefix that was asked for."""
-
-    exit_code = 2
 
 
 class StepFailedError(AudioAssetsError):

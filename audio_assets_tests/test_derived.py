@@ -11,7 +11,7 @@ import soundfile
 
 from audio_assets import cli, derived, schemas
 from audio_assets.derived import write_audiofolder, write_subtitles
-from audio_assets.errors import BusyError
+from audio_assets.errors import BusyError, NoSuchPrefixError
 from audio_assets.ingest.mirror import Mirror
 from audio_assets.ingest.supply import Supply
 from audio_assets.settings import Home
@@ -160,6 +160,31 @@ def test_a_new_export_takes_the_place_of_the_old(home: Home) -> None:
 
     assert [p.name for p in (home.exports / "srt" / "x").iterdir()] == ["b.wav.srt"]
     assert "new" in (home.exports / "srt/x/b.wav.srt").read_text(encoding="utf-8")
+
+
+def test_a_prefix_without_transcripts_is_refused_and_replaces_nothing(
+    home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record(home, "x/a.wav")
+    store(home, [transcript_row("x/a.wav", [(0, 1, "kept")]), transcript_row("x/gone.wav", [], status="gone")])
+    write_subtitles(home, ["srt"])
+    write_audiofolder(home)
+
+    for command in ("subtitles", "audiofolder"):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([command, "--prefix", "x/", "--prefix", "y/"])
+        out = capsys.readouterr()
+        assert (stop.value.code, out.out) == (2, "")
+        [line] = out.err.splitlines()
+        assert "--prefix 'y/': no transcript lies there, and nothing was replaced" in line
+        assert "Prefixes with transcripts: 'x/'" in line
+    with pytest.raises(NoSuchPrefixError):
+        write_subtitles(home, ["srt"], ["X/"])
+
+    assert (home.exports / "srt" / "x" / "a.wav.srt").is_file()
+    assert len(labels(home.exports / "audiofolder")) == 1
+    [emptied] = write_subtitles(home, ["srt"], ["x/gone"])
+    assert emptied.files == 0, "a recording that has no text is no mistyped one"
 
 
 def test_an_export_that_fails_leaves_the_old_one(home: Home) -> None:
