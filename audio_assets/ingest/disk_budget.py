@@ -255,7 +255,7 @@ class DiskBudget:
         try:
             return processes.own_name(self._processes)
         except OSError as error:
-            raise StorageError(f"{self._processes}: {error.strerror}; correct the permissions") from error
+            raise StorageError(f"{self._processes}: {error.strerror}; check the disk and its permissions") from error
 
     def _forget_the_dead(self, index: sqlite3.Connection) -> None:
         """Holds of processes that are no more hold nothing."""
