@@ -411,6 +411,7 @@ def test_nothing_of_what_vanished_is_left_in_a_home_in_a_bucket(shared: Objects)
     assert "forgetting" not in names
 
 
+@pytest.mark.slow
 def test_another_machine_finishes_what_one_began(
     shared: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -430,6 +431,7 @@ def test_another_machine_finishes_what_one_began(
     assert not again.unfinished
 
 
+@pytest.mark.slow
 def test_an_older_run_that_wakes_up_cannot_bring_forgotten_rows_back(shared: Objects) -> None:
     home = HomeResource().paths()
     put(home, {"calls/a.wav": "gone", "calls/b.wav": "ok"})
@@ -444,6 +446,7 @@ def test_an_older_run_that_wakes_up_cannot_bring_forgotten_rows_back(shared: Obj
     assert store.read(schemas.RAW_AUDIO, ["calls"]).column("id").to_pylist() == ["calls/b.wav"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", ["exports/srt/old/c.wav.srt", "exports/corpus.parquet", "warehouse/earlier.duckdb"])
 def test_whatever_is_still_in_the_bucket_at_the_end_is_named(
     shared: Objects, monkeypatch: pytest.MonkeyPatch, left: str
