@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import hypothesis
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from audio_assets.demo import BUCKET, demo_objects, packaged_model, upload
 from audio_assets.demo_server import WeedServer
 from audio_assets.settings import Home, Settings
+from audio_assets.storage.objects import Objects
 
 # A shell starts background jobs with SIGINT ignored. Children would inherit that, and Dagster, once it ran a job in
 # this process, would have SIGTERM ignored too.
@@ -60,6 +62,22 @@ def r2_environment(server: WeedServer) -> dict[str, str]:
         "R2_ACCESS_KEY_ID": server.access_key_id,
         "R2_SECRET_ACCESS_KEY": server.secret_access_key,
     }
+
+
+def bucket_url(server: WeedServer, folder: str, *, secret: str | None = None, bucket: str = BUCKET) -> str:
+    """The address of a folder of the real server's bucket, as a home."""
+    secret = quote(secret or server.secret_access_key, safe="")
+    host = server.endpoint_url.removeprefix("http://")
+    return f"s3://{server.access_key_id}:{secret}@{bucket}/{folder}?endpoint_override={host}&scheme=http"
+
+
+@pytest.fixture
+def objects(weed: WeedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Objects:
+    """A home in a bucket, which the environment names, as one machine sees it."""
+    place = bucket_url(weed, f"home-{tmp_path.parent.name}-{tmp_path.name}")
+    monkeypatch.setenv("AUDIO_ASSETS_HOME", place)
+    monkeypatch.setenv("AUDIO_ASSETS_SCRATCH", str(tmp_path / "scratch"))
+    return Objects(place)
 
 
 def subprocess_environment(home: Path, **settings: str) -> dict[str, str]:

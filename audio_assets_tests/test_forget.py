@@ -28,7 +28,6 @@ from audio_assets.storage.exports import export_corpus
 from audio_assets.storage.objects import Objects, read_json
 from audio_assets.storage.partition_files import PartitionStore
 from audio_assets_tests.conftest import audio_assets, r2_environment, subprocess_environment
-from audio_assets_tests.storage.test_bucket import url
 from audio_assets_tests.summary.conftest import transcript_row
 
 BODIES = {o.key.rpartition("/")[2]: o.body for o in demo_objects()}
@@ -364,15 +363,6 @@ def test_where_the_bucket_was_not_listed_nothing_that_came_from_it_is_forgotten(
     assert found.vanished == {"calls": ["calls/own.wav"]}
 
 
-@pytest.fixture
-def shared(weed: WeedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Objects:
-    """A home in a bucket, as one machine sees it."""
-    place = url(weed, f"forget-{tmp_path.name}")
-    monkeypatch.setenv("AUDIO_ASSETS_HOME", place)
-    monkeypatch.setenv("AUDIO_ASSETS_SCRATCH", str(tmp_path / "scratch"))
-    return Objects(place)
-
-
 def publish() -> str:
     """Bring the exports and the warehouse of this machine to the bucket, as `corpus_export` does."""
     resource = HomeResource()
@@ -381,31 +371,31 @@ def publish() -> str:
     return str(read_json(HomeResource().objects().get(published.LATEST))["file"])  # type: ignore[union-attr]
 
 
-def test_nothing_of_what_vanished_is_left_in_a_home_in_a_bucket(shared: Objects) -> None:
+def test_nothing_of_what_vanished_is_left_in_a_home_in_a_bucket(objects: Objects) -> None:
     home = HomeResource().paths()
     put(home, {"calls/a.wav": "ok", "calls/b.wav": "ok", "old/c.wav": "gone"})
     first = publish()
     put(home, {"calls/a.wav": "gone"})
     put(home, {"calls/b.wav": "ok", "other/d.wav": "ok"})
-    shared.put("exports/corpus.parquet", b"of another machine: old/c.wav")
-    shared.put("exports/vtt/old/c.wav.vtt", b"text of old/c.wav")
-    shared.put("exports/vtt/calls/b.wav.vtt", b"text of calls/b.wav")
-    shared.put(f"exports/audiofolder/{clip_name('old/c.wav', 3).as_posix()}", b"flac")
-    shared.put(f"exports/audiofolder/{clip_name('calls/b.wav', 3).as_posix()}", b"flac")
+    objects.put("exports/corpus.parquet", b"of another machine: old/c.wav")
+    objects.put("exports/vtt/old/c.wav.vtt", b"text of old/c.wav")
+    objects.put("exports/vtt/calls/b.wav.vtt", b"text of calls/b.wav")
+    objects.put(f"exports/audiofolder/{clip_name('old/c.wav', 3).as_posix()}", b"flac")
+    objects.put(f"exports/audiofolder/{clip_name('calls/b.wav', 3).as_posix()}", b"flac")
     labels = [json.dumps({"id": key, "text": "a\u2028b"}, ensure_ascii=False) for key in ("old/c.wav", "calls/b.wav")]
-    shared.put("exports/audiofolder/metadata.jsonl", "\n".join([*labels, ""]).encode())
+    objects.put("exports/audiofolder/metadata.jsonl", "\n".join([*labels, ""]).encode())
 
     forgetting = begin(home, "old", "calls")
     second = publish()
     finish(forgetting)
 
-    names = set(shared.names(""))
-    assert not [name for name in names if b"old/c.wav" in (shared.get(name) or (b"",))[0]]
+    names = set(objects.names(""))
+    assert not [name for name in names if b"old/c.wav" in (objects.get(name) or (b"",))[0]]
     assert not {"exports/corpus.parquet", "exports/srt/old/c.wav.srt", "exports/vtt/old/c.wav.vtt"} & names
     assert {"exports/corpus.sqlite", "exports/srt/calls/b.wav.srt", "exports/vtt/calls/b.wav.vtt"} <= names
     clips = {name for name in names if name.endswith(".flac")}
     assert clips == {f"exports/audiofolder/{clip_name('calls/b.wav', 3).as_posix()}"}
-    assert (shared.get("exports/audiofolder/metadata.jsonl") or (b"",))[0].decode() == labels[1] + "\n"
+    assert (objects.get("exports/audiofolder/metadata.jsonl") or (b"",))[0].decode() == labels[1] + "\n"
     [current] = [name for name in names if name.endswith(".duckdb") and name.startswith("warehouse/")]
     assert current not in (first, second)
     assert "forgetting" not in names
@@ -413,7 +403,7 @@ def test_nothing_of_what_vanished_is_left_in_a_home_in_a_bucket(shared: Objects)
 
 @pytest.mark.slow
 def test_another_machine_finishes_what_one_began(
-    shared: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    objects: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(HomeResource().paths(), {"old/c.wav": "gone", "calls/b.wav": "ok"})
     publish()
@@ -426,13 +416,13 @@ def test_another_machine_finishes_what_one_began(
     assert again.unfinished
     finish(again)
 
-    assert not [name for name in shared.names("") if b"old/c.wav" in (shared.get(name) or (b"",))[0]]
-    assert "exports/srt/calls/b.wav.srt" in set(shared.names(""))
+    assert not [name for name in objects.names("") if b"old/c.wav" in (objects.get(name) or (b"",))[0]]
+    assert "exports/srt/calls/b.wav.srt" in set(objects.names(""))
     assert not again.unfinished
 
 
 @pytest.mark.slow
-def test_an_older_run_that_wakes_up_cannot_bring_forgotten_rows_back(shared: Objects) -> None:
+def test_an_older_run_that_wakes_up_cannot_bring_forgotten_rows_back(objects: Objects) -> None:
     home = HomeResource().paths()
     put(home, {"calls/a.wav": "gone", "calls/b.wav": "ok"})
     store = PartitionStore(home.record)
@@ -449,12 +439,12 @@ def test_an_older_run_that_wakes_up_cannot_bring_forgotten_rows_back(shared: Obj
 @pytest.mark.slow
 @pytest.mark.parametrize("left", ["exports/srt/old/c.wav.srt", "exports/corpus.parquet", "warehouse/earlier.duckdb"])
 def test_whatever_is_still_in_the_bucket_at_the_end_is_named(
-    shared: Objects, monkeypatch: pytest.MonkeyPatch, left: str
+    objects: Objects, monkeypatch: pytest.MonkeyPatch, left: str
 ) -> None:
     home = HomeResource().paths()
     put(home, {"old/c.wav": "gone", "calls/b.wav": "ok"})
     forgetting = begin(home, "old")
-    shared.put(left, b"text of old/c.wav")
+    objects.put(left, b"text of old/c.wav")
     delete = Objects.delete
     monkeypatch.setattr(Objects, "delete", lambda self, *names: delete(self, *(name for name in names if name != left)))
 

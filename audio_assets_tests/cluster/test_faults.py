@@ -20,7 +20,7 @@ from audio_assets.settings import Home
 from audio_assets.speech.engine import SAMPLE_RATE_HZ, Samples
 from audio_assets.storage.objects import Objects
 from audio_assets.storage.partition_files import PartitionStore
-from audio_assets_tests.conftest import r2_environment, subprocess_environment
+from audio_assets_tests.conftest import bucket_url, r2_environment, subprocess_environment
 from audio_assets_tests.speech.conftest import (  # noqa: F401
     FaultServer,
     encode,
@@ -30,7 +30,6 @@ from audio_assets_tests.speech.conftest import (  # noqa: F401
     two_cities,
     two_cities_path,
 )
-from audio_assets_tests.storage.test_bucket import url
 
 from .conftest import TwoNodes
 from .postgres import Postgres
@@ -171,7 +170,7 @@ def test_a_postgres_killed_and_started_again_in_mid_transcription_costs_nothing_
 def test_two_runs_of_one_partition_at_once_on_two_machines_pay_once_and_leave_one_set_of_rows(
     weed: WeedServer, environment: dict[str, str], home: Home, slow: FaultServer, tmp_path: Path
 ) -> None:
-    place = url(weed, f"twice-{tmp_path.name}")
+    place = bucket_url(weed, f"twice-{tmp_path.name}")
     client = weed.client()
     for path in sorted((home.audio / "calls").iterdir()):
         client.put_object(Bucket=BUCKET, Key=f"calls/{path.name}", Body=path.read_bytes())

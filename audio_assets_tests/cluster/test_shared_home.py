@@ -29,9 +29,8 @@ from audio_assets.speech.shared_cap import BucketCap, Money
 from audio_assets.storage import published
 from audio_assets.storage.objects import Objects, read_json
 from audio_assets.storage.partition_files import PartitionStore
-from audio_assets_tests.conftest import PipelineRun, audio_assets, r2_environment, subprocess_environment
+from audio_assets_tests.conftest import PipelineRun, audio_assets, bucket_url, r2_environment, subprocess_environment
 from audio_assets_tests.storage.rows import tokens
-from audio_assets_tests.storage.test_bucket import url
 
 from .conftest import TwoNodes
 from .test_pipeline import ONE_BY_ONE, assert_same_tables, one_by_one, tables_of  # noqa: F401
@@ -41,7 +40,7 @@ SHA, KEY = "ab" * 32, "f" * 16
 
 @pytest.fixture
 def place(weed: WeedServer, tmp_path: Path) -> str:
-    return url(weed, f"home-{tmp_path.name}")
+    return bucket_url(weed, f"home-{tmp_path.name}")
 
 
 @pytest.fixture

@@ -9,25 +9,14 @@ import pyarrow as pa
 import pytest
 
 from audio_assets import schemas
-from audio_assets.demo_server import WeedServer
 from audio_assets.errors import SupersededError
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
 from audio_assets.resources.home import HomeResource
 from audio_assets.speech.ledger import Account, Request, bring_up_to_date
 from audio_assets.storage.objects import Objects
 from audio_assets_tests.storage.rows import tokens
-from audio_assets_tests.storage.test_bucket import url
 
 TOKENS = schemas.TOKENS
-
-
-@pytest.fixture
-def objects(weed: WeedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Objects:
-    """The home that the environment names."""
-    place = url(weed, f"shared-{tmp_path.name}")
-    monkeypatch.setenv("AUDIO_ASSETS_HOME", place)
-    monkeypatch.setenv("AUDIO_ASSETS_SCRATCH", str(tmp_path / "scratch"))
-    return Objects(place)
 
 
 def test_a_run_after_the_counter_was_lost_is_the_newest(objects: Objects) -> None:

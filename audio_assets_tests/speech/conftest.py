@@ -142,6 +142,25 @@ class FaultServer:
     """One per POST in order of arrival; the last one repeats."""
 
 
+def film(path: Path, sound: Path, frames: int, *, late_s: int = 0) -> None:
+    """A film of ten pictures a second, with the sound of an audio file that begins ``late_s`` after them."""
+    import av
+
+    with av.open(str(sound)) as source, av.open(str(path), "w") as made:
+        picture = made.add_stream("mpeg4", rate=10)
+        picture.width = picture.height = 64
+        track = made.add_stream_from_template(source.streams.audio[0])
+        for _ in range(frames):
+            made.mux(picture.encode(av.VideoFrame(64, 64, "yuv420p")))
+        made.mux(picture.encode(None))
+        for packet in source.demux(audio=0):
+            if packet.dts is not None:
+                packet.pts += late_s * SAMPLE_RATE_HZ
+                packet.dts += late_s * SAMPLE_RATE_HZ
+                packet.stream = track
+                made.mux(packet)
+
+
 def reply(status: int, body: object, content_type: str = "application/json", **headers: str) -> Answer:
     """Answer with a status and a body; anything but bytes is sent as JSON."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()

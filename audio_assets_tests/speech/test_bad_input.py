@@ -18,7 +18,7 @@ from audio_assets.speech.cache import TranscriptCache
 from audio_assets.speech.decode import AudioStream, Limits, decode
 from audio_assets.speech.engine import SAMPLE_RATE_HZ, Samples
 from audio_assets.speech.transcribe import FileTranscript, TranscribeOptions, transcribe_files
-from audio_assets_tests.speech.conftest import as_file, encode
+from audio_assets_tests.speech.conftest import as_file, encode, film
 from audio_assets_tests.speech.test_decode import BAD, CONTAINERS, likeness
 from audio_assets_tests.speech.test_transcribe import Parrot
 
@@ -168,20 +168,8 @@ def test_ten_hours_are_refused_at_the_cap_with_flat_memory(
 
 
 def test_a_video_with_sound_gives_its_sound(tmp_path: Path, opening: Samples) -> None:
-    import av
-
     encode(tmp_path / "sound.m4a", opening)
-    with av.open(str(tmp_path / "sound.m4a")) as source, av.open(str(tmp_path / "film.mp4"), "w") as film:
-        picture = film.add_stream("mpeg4", rate=10)
-        picture.width = picture.height = 64
-        sound = film.add_stream_from_template(source.streams.audio[0])
-        for _ in range(82):
-            film.mux(picture.encode(av.VideoFrame(64, 64, "yuv420p")))
-        film.mux(picture.encode(None))
-        for packet in source.demux(audio=0):
-            if packet.dts is not None:
-                packet.stream = sound
-                film.mux(packet)
+    film(tmp_path / "film.mp4", tmp_path / "sound.m4a", 82)
     audio = decode(tmp_path / "film.mp4")
     assert likeness(audio.samples, opening) > 0.9
     assert not audio.truncated

@@ -18,7 +18,7 @@ from audio_assets.errors import InvalidAudio
 from audio_assets.speech import decode as decode_module
 from audio_assets.speech.decode import LOUDEST, Audio, AudioStream, Limits, decode, trial_of
 from audio_assets.speech.engine import SAMPLE_RATE_HZ, Samples
-from audio_assets_tests.speech.conftest import encode
+from audio_assets_tests.speech.conftest import encode, film
 
 CONTAINERS = ["a.wav", "a.mp3", "a.flac", "a.m4a", "a.ogg", "a.opus", "a.webm", "a.aac", "a.mp4"]
 
@@ -527,22 +527,8 @@ def test_an_ogg_file_that_lost_pages_is_damaged(tmp_path, opening):
 
 
 def test_sound_that_begins_after_the_picture_keeps_its_time(tmp_path, opening):
-    import av
-
     encode(tmp_path / "sound.m4a", opening)
-    with av.open(str(tmp_path / "sound.m4a")) as source, av.open(str(tmp_path / "film.mp4"), "w") as film:
-        picture = film.add_stream("mpeg4", rate=10)
-        picture.width = picture.height = 64
-        sound = film.add_stream_from_template(source.streams.audio[0])
-        for _ in range(120):
-            film.mux(picture.encode(av.VideoFrame(64, 64, "yuv420p")))
-        film.mux(picture.encode(None))
-        for packet in source.demux(audio=0):
-            if packet.dts is not None:
-                packet.pts += 3 * SAMPLE_RATE_HZ
-                packet.dts += 3 * SAMPLE_RATE_HZ
-                packet.stream = sound
-                film.mux(packet)
+    film(tmp_path / "film.mp4", tmp_path / "sound.m4a", 120, late_s=3)
     audio = decode(tmp_path / "film.mp4")
     assert audio.duration_s == pytest.approx(11.2, abs=0.2)
     assert not audio.truncated

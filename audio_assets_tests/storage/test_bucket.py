@@ -25,6 +25,7 @@ from audio_assets.storage.partition_files import PartitionStore
 from audio_assets.storage.places import place_for
 from audio_assets.storage.verify import verify
 from audio_assets.storage.warehouse import Refresh, Warehouse
+from audio_assets_tests.conftest import bucket_url
 
 from .rows import tokens, transcripts
 
@@ -33,15 +34,9 @@ TRANSCRIPTS, TOKENS = schemas.TRANSCRIPTS, schemas.TOKENS
 KEYS = ["calls/2024", "it's", "x'; DROP TABLE tokens; --", "../..", "Calls", "calls", "ünï 🎙️\n", "z" * 1024, "%2F"]
 
 
-def url(server: WeedServer, folder: str, *, secret: str | None = None, bucket: str = BUCKET) -> str:
-    secret = quote(secret or server.secret_access_key, safe="")
-    host = server.endpoint_url.removeprefix("http://")
-    return f"s3://{server.access_key_id}:{secret}@{bucket}/{folder}?endpoint_override={host}&scheme=http"
-
-
 @pytest.fixture
 def bucket(weed: WeedServer, tmp_path: Path) -> PartitionStore:
-    return PartitionStore(url(weed, f"tables-{tmp_path.name}"))
+    return PartitionStore(bucket_url(weed, f"tables-{tmp_path.name}"))
 
 
 def test_partitions_are_written_read_listed_and_deleted(bucket: PartitionStore) -> None:
@@ -180,7 +175,7 @@ def test_a_writer_that_is_killed_before_its_upload_leaves_the_old_partition(
         "rows = schemas.TOKENS.from_rows([{'id': 'a/1', 'prefix': 'a/', 'tokens': ['new']}]);"
         "PartitionStore(sys.argv[1]).write(schemas.TOKENS, rows, 'a')"
     )
-    root = url(weed, f"tables-{tmp_path.name}")
+    root = bucket_url(weed, f"tables-{tmp_path.name}")
     for point, expected in (
         ("before-write", "old"),
         ("half-written", "old"),
@@ -198,11 +193,11 @@ def test_a_writer_that_is_killed_before_its_upload_leaves_the_old_partition(
 
 def test_wrong_credentials_and_a_missing_bucket_name_the_setting(weed: WeedServer) -> None:
     with pytest.raises(SettingsError, match="AWS_SECRET_ACCESS_KEY"):
-        PartitionStore(url(weed, "tables", secret="wrong")).write(TOKENS, TOKENS.empty(), "a")
+        PartitionStore(bucket_url(weed, "tables", secret="wrong")).write(TOKENS, TOKENS.empty(), "a")
     with pytest.raises(SettingsError, match="AWS_SECRET_ACCESS_KEY"):
-        PartitionStore(url(weed, "tables", secret="wrong")).partitions(TOKENS)
+        PartitionStore(bucket_url(weed, "tables", secret="wrong")).partitions(TOKENS)
     with pytest.raises(SettingsError, match="no bucket 'none-such'"):
-        PartitionStore(url(weed, "tables", bucket="none-such")).partitions(TOKENS)
+        PartitionStore(bucket_url(weed, "tables", bucket="none-such")).partitions(TOKENS)
 
 
 def test_r2_urls_take_their_settings_from_the_r2_variables(weed: WeedServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +299,7 @@ def test_an_upload_is_one_plain_put_as_r2_wants_it() -> None:
 def test_a_counter_that_is_lost_or_damaged_goes_on_behind_what_was_published(
     counter: bytes | None, weed: WeedServer, tmp_path: Path
 ) -> None:
-    objects = Objects(url(weed, f"counter-{tmp_path.name}"))
+    objects = Objects(bucket_url(weed, f"counter-{tmp_path.name}"))
     if counter is not None:
         objects.put("n", counter)
     assert [objects.next_number("n", 7), objects.next_number("n"), objects.next_number("n", 7)] == [8, 9, 10]
@@ -330,7 +325,7 @@ def test_a_repaired_partition_gives_way_to_no_older_run(weed: WeedServer, bucket
     bucket.write(TOKENS, tokens("a/", {"a/1": ["newest"]}), "a", 2)
     warehouse = Warehouse(home.warehouse, bucket)
     warehouse.refresh()
-    place = place_for(url(weed, bucket.root.rpartition("/")[2]))
+    place = place_for(bucket_url(weed, bucket.root.rpartition("/")[2]))
     place.write("tokens/a.parquet", lambda sink: sink.write(b"damaged"))
     found = verify(home, bucket, warehouse, repair=True)
     assert [d.repaired for d in found if "a.parquet" in d.where] == [True]
