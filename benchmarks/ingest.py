@@ -17,11 +17,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from benchmarks.sensors import event_latency, sensor_tick
+from benchmarks.slow_line import slow_line
 
 Result = dict[str, Any]
 Part = Callable[[argparse.Namespace], list[Result]]
@@ -29,6 +30,9 @@ Part = Callable[[argparse.Namespace], list[Result]]
 PAGE_KEYS = 1_000
 PAGE_DELAY_S = 0.04
 """What a server some way off takes to answer, as for the downloads."""
+
+LINE_MBIT = 1_000
+"""The line of an ordinary server."""
 
 WORKERS = 64
 """The product's own number of downloads at once."""
@@ -197,96 +201,11 @@ def changes(options: argparse.Namespace) -> list[Result]:
 # Downloads: a real server behind a proxy that adds the latency; s5cmd and ours take turns.
 
 
-def proxy_child(upstream_port: int) -> None:
-    """In a process of its own: a TCP proxy whose requests, connecting included, take `PAGE_DELAY_S` longer.
-
-    Answers go from socket to socket in the kernel: the proxy shall not be what is measured.
-    """
-    import heapq
-    import selectors
-    import socket
-    from fcntl import fcntl
-
-    nonblocking, set_pipe_size, pipe_bytes = 2, 1031, 1 << 20  # of Linux: splice(2) and fcntl(2)
-    selector = selectors.DefaultSelector()
-    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-    print(listener.getsockname()[1], flush=True)
-
-    class Link:
-        def __init__(self, client: socket.socket) -> None:
-            self.client, self.server = client, socket.create_connection(("127.0.0.1", upstream_port))
-            for end in (self.client, self.server):
-                end.setblocking(False)
-                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                selector.register(end, selectors.EVENT_READ, self)
-            self.out, self.into = os.pipe()
-            fcntl(self.into, set_pipe_size, pipe_bytes)
-            self.held, self.draining, self.is_open = 0, False, True
-
-        def answer(self) -> bool:
-            """Pass on what there is of the answer; False at its end."""
-            try:
-                if not self.held:
-                    self.held = os.splice(self.server.fileno(), self.into, pipe_bytes, flags=nonblocking)
-                    if not self.held:
-                        return False
-                while self.held:
-                    self.held -= os.splice(self.out, self.client.fileno(), self.held, flags=nonblocking)
-            except BlockingIOError:
-                pass
-            if self.draining != bool(self.held):
-                # While the client cannot take more nothing more is fetched for it.
-                self.draining = bool(self.held)
-                waits_for = selectors.EVENT_WRITE if self.draining else 0
-                selector.modify(self.client, selectors.EVENT_READ | waits_for, self)
-                if self.draining:
-                    selector.unregister(self.server)
-                else:
-                    selector.register(self.server, selectors.EVENT_READ, self)
-            return True
-
-        def close(self) -> None:
-            self.is_open = False
-            for end in (self.client, self.server):
-                if end.fileno() in selector.get_map():
-                    selector.unregister(end)
-                end.close()
-            os.close(self.out)
-            os.close(self.into)
-
-    selector.register(listener, selectors.EVENT_READ, None)
-    late: list[tuple[float, int, Link, bytes]] = []
-    number = 0
-    while True:
-        for ready, what in selector.select(max(0.0, late[0][0] - time.monotonic()) if late else None):
-            link = ready.data
-            if link is None:
-                Link(listener.accept()[0])
-                continue
-            if not link.is_open:
-                continue
-            try:
-                goes_on = True
-                if ready.fileobj is link.server or what & selectors.EVENT_WRITE:
-                    goes_on = link.answer()
-                if goes_on and ready.fileobj is link.client and what & selectors.EVENT_READ:
-                    request = link.client.recv(1 << 16)
-                    goes_on = bool(request)
-                    number += 1
-                    heapq.heappush(late, (time.monotonic() + PAGE_DELAY_S, number, link, request))
-            except OSError:
-                goes_on = False
-            if not goes_on:
-                link.close()
-        while late and late[0][0] <= time.monotonic():
-            _, _, link, request = heapq.heappop(late)
-            if link.is_open:
-                with suppress(OSError):
-                    link.server.sendall(request)
-
-
 def downloads(options: argparse.Namespace) -> list[Result]:
-    """Throughput against s5cmd's, with pinned ETags, both hashes, size, MD5, fsync and rename on our side only."""
+    """Throughput against s5cmd's, with pinned ETags, both hashes, size, MD5, fsync and rename on our side only.
+
+    Once over a line that takes whatever comes, where the processors are the bound, and once over one of `LINE_MBIT`.
+    """
     import tempfile
     from importlib.util import find_spec
 
@@ -302,35 +221,27 @@ def downloads(options: argparse.Namespace) -> list[Result]:
     rows = []
     with tempfile.TemporaryDirectory() as directory, WeedServer(Path(directory, "weed"), bucket="bench") as server:
         client = server.client()
-        upstream = server.endpoint_url.rpartition(":")[2]
-        proxy = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.ingest", "--proxy-child", upstream], stdout=subprocess.PIPE, text=True
-        )
-        try:
-            assert proxy.stdout is not None
-            endpoint = f"http://127.0.0.1:{int(proxy.stdout.readline())}"
-            for number, (count, size, goal) in enumerate(shapes):
-                count = max(2, round(count * options.scale))
-                for n in range(count):
-                    client.put_object(Bucket="bench", Key=f"s{number}/{n:04}.wav", Body=os.urandom(size))
+        port = int(server.endpoint_url.rpartition(":")[2])
+        for number, (count, size, goal) in enumerate(shapes):
+            count = max(2, round(count * options.scale))
+            for n in range(count):
+                client.put_object(Bucket="bench", Key=f"s{number}/{n:04}.wav", Body=os.urandom(size))
+            for mbit in (0, LINE_MBIT):
                 ours, theirs = [], []
-                for turn in range(options.rounds):
-                    target = Path(directory, f"{number}-{turn}")
-                    ours.append(_fetched(server, endpoint, f"s{number}/", count, target / "ours"))
-                    theirs.append(_s5cmd(server, endpoint, f"s{number}/", count, target / "s5cmd"))
+                with slow_line(port, PAGE_DELAY_S, mbit) as endpoint:
+                    for turn in range(options.rounds):
+                        target = Path(directory, f"{number}-{mbit}-{turn}")
+                        ours.append(_fetched(server, endpoint, f"s{number}/", count, target / "ours"))
+                        theirs.append(_s5cmd(server, endpoint, f"s{number}/", count, target / "s5cmd"))
                 (ours_s, ours_cpu_s), (theirs_s, theirs_cpu_s) = (
                     [statistics.median(figures) for figures in zip(*runs, strict=True)] for runs in (ours, theirs)
                 )
                 ratio = theirs_s / ours_s
                 note = f"{ours_s:.2f} s against {theirs_s:.2f} s, CPU {ours_cpu_s:.2f} against {theirs_cpu_s:.2f} s"
-                name = (
-                    f"download {count} x {size / 1e6:g} MB at +{PAGE_DELAY_S * 1e3:.0f} ms, share of s5cmd's throughput"
-                )
+                line = f"+{PAGE_DELAY_S * 1e3:.0f} ms" + (f", {mbit} Mbit/s" if mbit else "")
+                name = f"download {count} x {size / 1e6:g} MB at {line}, share of s5cmd's throughput"
                 rows.append(result(name, ratio, "ratio", goal, ratio >= goal, note))
-        finally:
-            proxy.kill()
-            proxy.wait()
-            client.close()
+        client.close()
     return rows
 
 
@@ -450,11 +361,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="share of the sizes to measure (1)")
     parser.add_argument("--only", default="", metavar="PART", help="measure one part: its function's name")
     parser.add_argument("--list-child", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--proxy-child", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.proxy_child:
-        proxy_child(options.proxy_child)
-        return
     if options.list_child:
         list_child(options.list_child[0], int(options.list_child[1]))
         return
