@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -22,6 +23,10 @@ SPEECH_OFF = 0.35
 
 MIN_SPEECH_S = 0.1
 """Shorter bursts are clicks, not speech."""
+
+LEAD_S = 0.5
+"""Silence that Silero is taken to have heard before a file: from a standing start it misses speech in the first half
+second. Of 537 telephone prompts of 0.6 s and more, nine had no speech without it, three have none with it."""
 
 PAUSE_S = 0.1
 """A dip below the lower threshold of this length is a place where an overlong window may be cut."""
@@ -47,12 +52,20 @@ class Window:
         return (self.end - self.start) / SAMPLE_RATE_HZ
 
 
+@cache
+def _after_silence() -> tuple[Samples, Samples]:
+    """Silero's state once it has heard `LEAD_S` of silence."""
+    still = np.zeros((1, 1, STATE), np.float32)
+    silence = np.zeros((_frames(LEAD_S), CONTEXT + FRAME), np.float32)
+    _, h, c = session().run(None, {"input": silence, "h": still, "c": still})
+    return np.asarray(h, np.float32), np.asarray(c, np.float32)
+
+
 class SpeechProbability:
     """Silero VAD with its state kept between calls."""
 
     def __init__(self) -> None:
-        self._h = np.zeros((1, 1, STATE), np.float32)
-        self._c = np.zeros((1, 1, STATE), np.float32)
+        self._h, self._c = _after_silence()
         self._context = np.zeros(CONTEXT, np.float32)
 
     def __call__(self, samples: Samples) -> Samples:

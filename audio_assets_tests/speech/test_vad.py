@@ -25,6 +25,13 @@ def test_streamed_probabilities_equal_those_of_the_whole(opening):
     np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-4)
 
 
+def test_a_file_that_begins_in_the_midst_of_speech_is_heard_as_if_silence_went_before(opening):
+    """From a standing start the network takes half a second to believe in speech, which is all that a word lasts."""
+    speech = opening[vad.FRAME * 40 : vad.FRAME * 60]
+    behind_silence = vad.SpeechProbability()(np.concatenate([np.zeros(vad.FRAME * 16, np.float32), speech]))[16:]
+    np.testing.assert_allclose(vad.SpeechProbability()(speech), behind_silence, atol=0.02)
+
+
 @pytest.mark.parametrize("block", [1000, 16_000, 480_000])
 def test_windows_do_not_depend_on_the_size_of_the_blocks(two_cities, block):
     whole = list(vad.windows([two_cities], PLAN))
