@@ -174,14 +174,14 @@ def echoes(text: str) -> bool:
     )
 
 
-def heard_twice(text: str) -> bool:
-    """Whether a text echoes, or is nothing but one phrase said twice: reason for another look, not for a flag.
+def says_again(text: str) -> bool:
+    """Whether a text echoes, or is nothing but one phrase said several times: reason for another look, not for a flag.
 
-    People do say "no, no"; a window of one second in which Whisper meets no silence makes it say anything twice.
+    People do say "no, no"; a short window in which Whisper meets no silence makes it say anything two or three times.
     """
     words = words_of(text)
-    half, odd = divmod(len(words), 2)
-    return bool(words and not odd and words[:half] == words[half:]) or echoes(text)
+    sizes = (size for size in range(1, len(words) // 2 + 1) if len(words) % size == 0)
+    return any(words == words[:size] * (len(words) // size) for size in sizes) or echoes(text)
 
 
 def judge_segment(segment: Segment) -> list[str]:

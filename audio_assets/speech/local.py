@@ -15,7 +15,7 @@ from audio_assets.speech.engine import Clip, ClipResult, Timings, WindowPlan, fi
 from audio_assets.speech.languages import asked_for
 from audio_assets.speech.packing import PackedWhisper, PackingOptions
 
-ENGINE_VERSION = 7
+ENGINE_VERSION = 8
 """Raised whenever the text that comes out changes for the same input and options."""
 
 PACKAGED_MODEL = "tiny.en"

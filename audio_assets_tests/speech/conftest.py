@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,17 @@ from audio_assets.speech.decode import decode
 from audio_assets.speech.engine import SAMPLE_RATE_HZ, Samples
 from audio_assets.speech.local import LocalEngine, LocalOptions, packaged_model
 from audio_assets.speech.transcribe import AudioFile
+
+SPEAKERS = {"en": "en_US_f_Allison", "fr": "fr_CA_f_June", "ru": "ru_RU_f_IvrvoiceRU"}
+"""Who reads Debian's telephone announcements, by language."""
+
+
+def announcement(language: str, name: str) -> Path:
+    """A recording of Debian's asterisk-core-sounds; ASTERISK_SOUNDS says where they lie if not where Debian has them."""
+    path = Path(os.environ.get("ASTERISK_SOUNDS", "/usr/share/asterisk/sounds")) / SPEAKERS[language] / f"{name}.wav"
+    if not path.is_file():
+        pytest.skip(f"no one here speaks {language}: apt-get install asterisk-core-sounds-{language}-wav")
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,12 @@
 """Languages, with multilingual weights and people: telephone announcements in French and Russian, a book in English.
 
 The weights are Whisper base in two packages (requirements-slow-test.txt), the announcements Debian's
-asterisk-core-sounds-fr-wav and -ru-wav; ASTERISK_SOUNDS says where they lie when that is not where Debian puts them.
+asterisk-core-sounds-fr-wav and -ru-wav.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +21,9 @@ from audio_assets.speech.decode import decode
 from audio_assets.speech.engine import SAMPLE_RATE_HZ, Samples
 from audio_assets.speech.local import LocalEngine, LocalOptions
 from audio_assets.speech.transcribe import AudioFile, FileTranscript, transcribe_files
-from audio_assets_tests.speech.conftest import as_file
+from audio_assets_tests.speech.conftest import announcement, as_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.weights]
-
-SPEAKERS = {"fr": "fr_CA_f_June", "ru": "ru_RU_f_IvrvoiceRU"}
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +43,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> LocalOptions:
         for n, half in enumerate(halves, 1):
             model.write((half / f"model.bin.part{n}").read_bytes())
     return LocalOptions(model=str(directory), device="cpu", workers=2)
-
-
-def announcement(language: str, name: str) -> Path:
-    path = Path(os.environ.get("ASTERISK_SOUNDS", "/usr/share/asterisk/sounds")) / SPEAKERS[language] / f"{name}.wav"
-    if not path.is_file():
-        pytest.skip(f"no one here speaks {language}: apt-get install asterisk-core-sounds-{language}-wav")
-    return path
 
 
 Transcribe = Callable[..., dict[str, FileTranscript]]

@@ -16,11 +16,11 @@ import pytest
 from audio_assets.errors import SettingsError
 from audio_assets.speech import packing, vad
 from audio_assets.speech.engine import SAMPLE_RATE_HZ, Clip, ClipResult, Samples, Segment, WindowPlan, Word
-from audio_assets.speech.judge import compression_ratio, uncovered_s, words_of
+from audio_assets.speech.judge import compression_ratio, says_again, uncovered_s, words_of
 from audio_assets.speech.local import LocalEngine, LocalOptions, packaged_model
 from audio_assets.speech.packing import Decoded, max_length, most_tokens, suspicious, tail_positions
 from audio_assets.speech.transcribe import transcribe_files
-from audio_assets_tests.speech.conftest import as_file
+from audio_assets_tests.speech.conftest import announcement, as_file
 
 pytestmark = pytest.mark.weights
 
@@ -73,7 +73,7 @@ def test_the_tail_of_silence_makes_whisper_stop(local_engine, two_cities):
     """
     packed = local_engine._packed
     clips = [Clip("x", two_cities[s * SAMPLE_RATE_HZ : (s + 5) * SAMPLE_RATE_HZ]) for s in range(2, 38, 2)]
-    states = [packed._encode(packed._features(c.samples)) for c in clips]
+    states = [packed._encode(packed._features(c.samples, packing.TRAILING_S)) for c in clips]
     with_tail = packed._generate(packed._pack(states), clips, ["en"] * len(clips))
     bare = [packed._generate(s[None], [c], ["en"])[0] for s, c in zip(states, clips, strict=True)]
     stopped, ran = (sum(packing.runs_away(d, c) for d, c in zip(x, clips, strict=True)) for x in (with_tail, bare))
@@ -86,7 +86,8 @@ def test_the_encoder_never_sees_more_than_the_clip(local_engine, clips, monkeypa
     encode = local_engine._packed._encode
     monkeypatch.setattr(local_engine._packed, "_encode", lambda f: seen.append(f.shape[1]) or encode(f))
     list(local_engine.transcribe(clips))
-    assert seen == [pytest.approx(100 * (c.duration_s + packing.TRAILING_S), abs=2) for c in clips]
+    assert seen == [pytest.approx(100 * (c.duration_s + packing.trailing_s(c.duration_s)), abs=2) for c in clips]
+    assert max(seen) < 1000
 
 
 @pytest.mark.parametrize(("tokens", "prompt"), [(5, 2), (10, 2), (20, 2), (10, 30), (30, 40), (100, 224)])
@@ -170,7 +171,7 @@ def test_a_text_longer_than_the_decoder_costs_no_full_windows(local_engine, clip
     filled = Decoded(tuple(range(444)), HINDI, -0.3, 0.0, 1.2, "ka", capped=True)
     monkeypatch.setattr(packed, "_generate", lambda *_: [filled])
     monkeypatch.setattr(packed, "_decoded", lambda *_: pytest.fail("a full window"))
-    assert packed._retry(filled, clips[0], packed._features(clips[0].samples), "ka") is filled
+    assert packed._retry(filled, clips[0], packed._features(clips[0].samples, 0.5), "ka") is filled
 
 
 def test_a_cap_cuts_no_letter_in_two(local_engine):
@@ -258,6 +259,25 @@ def test_a_window_that_is_one_phrase_said_twice_is_decoded_with_more_silence(loc
     [result] = local_engine.transcribe(clips[:1])
     assert text_of(result) == FINE.text
     assert not full_windows
+
+
+@pytest.mark.parametrize("text", ["Zero, zero, zero.", "no no", "is in use, is in use, is in use"])
+def test_a_phrase_said_any_number_of_times_is_reason_for_another_look(text):
+    assert says_again(text)
+
+
+@pytest.mark.parametrize("text", ["Zero.", "", "one two one two one", "to be or not to be"])
+def test_a_text_that_is_more_than_one_phrase_is_none(text):
+    assert not says_again(text)
+
+
+def test_a_phrase_that_is_said_more_often_the_more_silence_follows_was_not_said_so(local_engine, clips, monkeypatch):
+    packed = local_engine._packed
+    said = iter([DOUBLED, Decoded(FINE.tokens, "answered he answered he answered he", -0.3, 0.0, 1.2)])
+    monkeypatch.setattr(packed, "_generate", lambda *_: [next(said)])
+    monkeypatch.setattr(packed, "_decoded", lambda *_: FINE)
+    [result] = local_engine.transcribe(clips[:1])
+    assert text_of(result) == FINE.text
 
 
 def test_a_phrase_that_is_heard_twice_with_more_silence_too_was_said_twice(local_engine, clips, monkeypatch):
@@ -463,7 +483,7 @@ class TestDroppedSpeech:
         monkeypatch.setattr(packed, "_generate", cut)
         # The recording repeats its phrases on purpose; here nothing must be decoded again for that.
         monkeypatch.setattr(packing, "suspicious", lambda decoded, clip: False)
-        monkeypatch.setattr(packing.judge, "heard_twice", lambda text: False)
+        monkeypatch.setattr(packing.judge, "says_again", lambda text: False)
         return seen
 
     def test_what_was_left_out_is_decoded_on_its_own(self, local_engine, long, monkeypatch):
@@ -526,3 +546,24 @@ def test_windows_of_many_lengths_take_no_more_memory_than_the_longest():
     grown_mb = float(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout)
     # One kernel kept for each would be over 100 MB.
     assert grown_mb < 50
+
+
+@pytest.mark.slow
+def test_a_word_that_is_all_there_is_is_heard_and_said_once(local_engine, cache):
+    """Telephone prompts of 0.6 to 1.2 s, at 8 kHz, that begin and end with their word."""
+    words = {
+        "digits/0": "zero",
+        "digits/7": "seven",
+        "letters/asterisk": "asterisk",
+        "digits/day-6": "saturday",
+        "phonetic/o_p": "oscar",
+        "vm-message": "message",
+        "vm-received": "received",
+        "extension": "extension",
+        "vm-from": "from",
+        "digits/pound": "pound",
+    }
+    files = [as_file(announcement("en", name), name) for name in words]
+    heard = {r.id: words_of(r.transcription or "") for r in transcribe_files(files, local_engine, cache)}
+    assert sum(heard[name] == [word] for name, word in words.items()) >= len(words) - 1
+    assert not any(len(set(text)) < len(text) for text in heard.values())
