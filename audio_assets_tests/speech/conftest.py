@@ -27,7 +27,7 @@ SPEAKERS = {"en": "en_US_f_Allison", "fr": "fr_CA_f_June", "ru": "ru_RU_f_Ivrvoi
 
 
 def announcement(language: str, name: str) -> Path:
-    """A recording of Debian's asterisk-core-sounds; ASTERISK_SOUNDS says where they lie if not where Debian has them."""
+    """A recording of Debian's asterisk-core-sounds; ASTERISK_SOUNDS says where, if not Debian's place."""
     path = Path(os.environ.get("ASTERISK_SOUNDS", "/usr/share/asterisk/sounds")) / SPEAKERS[language] / f"{name}.wav"
     if not path.is_file():
         pytest.skip(f"no one here speaks {language}: apt-get install asterisk-core-sounds-{language}-wav")
