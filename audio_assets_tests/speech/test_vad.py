@@ -62,6 +62,26 @@ def test_no_speech_is_left_out(two_cities):
         assert covered[sure].mean() == 1.0
 
 
+@pytest.mark.parametrize("still", [0.0, vad.SILENT])
+@pytest.mark.parametrize("block", [99 * vad.FRAME, 5000 * vad.FRAME])
+def test_soft_speech_is_heard_after_a_long_digital_silence_as_at_the_start(opening, still, block):
+    soft = 0.1 * opening[: len(opening) // vad.FRAME * vad.FRAME]
+    silence = still * np.random.default_rng(1).choice([-1, 1], 2000 * vad.FRAME).astype(np.float32)
+    samples = np.concatenate([soft, silence, soft])
+    probability = vad.SpeechProbability()
+    found = np.concatenate([probability(samples[i : i + block]) for i in range(0, len(samples), block)])
+    at_start, afterwards = found[: len(soft) // vad.FRAME], found[-len(soft) // vad.FRAME :]
+    np.testing.assert_allclose(afterwards[2:], at_start[2:], atol=0.01)
+
+
+def test_a_silence_as_between_sentences_changes_nothing(opening, monkeypatch):
+    frames = opening[: len(opening) // vad.FRAME * vad.FRAME]
+    samples = np.concatenate([frames, np.zeros(100 * vad.FRAME, np.float32), frames])
+    found = vad.SpeechProbability()(samples)
+    monkeypatch.setattr(vad, "FORGET_S", 1e9)
+    np.testing.assert_array_equal(vad.SpeechProbability()(samples), found)
+
+
 def test_a_long_silence_separates_two_windows_with_true_offsets(opening):
     clip = opening[: 4 * SAMPLE_RATE_HZ]
     samples = np.concatenate([silence(5), clip, silence(20), clip, silence(5)])
