@@ -7,12 +7,13 @@ make FFmpeg open another file or a socket.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -103,6 +104,7 @@ class AudioStream:
         self._damaged = False
         self._tolerance_s = lengths.TOLERANCE_S
         self._early = False
+        self._unread = False
 
     @property
     def clipped(self) -> bool:
@@ -219,7 +221,8 @@ class AudioStream:
         """A faster way through the commonest files: WAV and FLAC that are mono 16 kHz already and undamaged.
 
         libsndfile decodes them at a fifth of the price. It knows nothing of files that end early, so a file whose
-        length is not what its header says is left to FFmpeg, as is everything that would have to be resampled.
+        length is not what its header says is left to FFmpeg, as is everything that would have to be resampled, and what
+        lies behind the end that the header of a FLAC states: another FLAC, or a recording that went on.
         """
         import soundfile
 
@@ -229,19 +232,25 @@ class AudioStream:
         if codec.sample_rate != SAMPLE_RATE_HZ or codec.channels != 1 or self._split or self.header_duration_s is None:
             return None
         try:
-            file = soundfile.SoundFile(self._path)
-        except (soundfile.SoundFileError, OSError):
+            raw = self._path.open("rb")
+        except OSError:
+            return None
+        try:
+            file = soundfile.SoundFile(raw.fileno(), closefd=False)
+        except soundfile.SoundFileError:
+            raw.close()
             return None
         if abs(file.frames - self.header_duration_s * SAMPLE_RATE_HZ) > 1 or self._early:
             file.close()
+            raw.close()
             return None
-        return self._read_plain(file)
+        return self._read_plain(file, raw)
 
-    def _read_plain(self, file: Any) -> Iterator[Samples]:
-        """The samples of a file, up to the first damage: `_samples` says how far that was."""
+    def _read_plain(self, file: Any, raw: IO[bytes]) -> Iterator[Samples]:
+        """The samples of a file, up to the first damage or the stated end: `_samples` says how far that was."""
         import soundfile
 
-        with file:
+        with raw, file:
             while self._samples < file.frames:
                 try:
                     # A second at a time: what is read before a damaged place need not be read again.
@@ -252,12 +261,15 @@ class AudioStream:
                     self._damaged = True
                     return
                 yield self._account(data)
+            # Behind the last chunk of a WAV there may be others; a FLAC is read in pieces of 8 KiB to its end.
+            read_bytes, size = os.lseek(raw.fileno(), 0, os.SEEK_CUR), os.fstat(raw.fileno()).st_size
+            self._unread = file.format == "FLAC" and read_bytes < size
 
     def _pieces(self) -> Iterator[Samples]:
         plain = self._plain_pcm()
         if plain is not None:
             yield from plain
-            if not self._damaged:
+            if not self._damaged and not self._unread:
                 return
         pieces = self._beyond(self._samples, self._resampled())
         yield from pieces if self._split else _mixed(pieces)

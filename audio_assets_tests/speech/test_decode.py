@@ -436,6 +436,23 @@ def test_the_fast_path_gives_the_same_samples_as_ffmpeg(tmp_path, opening, monke
     np.testing.assert_allclose(fast.samples, slow.samples, atol=1e-4)
 
 
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+@pytest.mark.parametrize("what", ["two in one", "its beginning stated"])
+def test_a_flac_is_heard_beyond_the_end_that_its_header_states(tmp_path, opening, what, rate):
+    encode(tmp_path / "a.flac", opening, rate=rate)
+    data = (tmp_path / "a.flac").read_bytes()
+    if what == "two in one":
+        (tmp_path / "a.flac").write_bytes(data + data)
+    else:
+        # The count of samples is the lower 36 bits of these eight bytes.
+        rest = int.from_bytes(data[18:26], "big") >> 36 << 36
+        (tmp_path / "a.flac").write_bytes(data[:18] + (rest | 2 * rate).to_bytes(8, "big") + data[26:])
+    audio = decode(tmp_path / "a.flac")
+    assert audio.duration_s == pytest.approx(8.2 * (2 if what == "two in one" else 1), abs=0.01)
+    assert likeness(audio.samples[-len(opening) :], opening) > 0.99
+    assert not audio.truncated
+
+
 def with_a_hole(path: Path, samples: Samples, *, begin_s: float = 0, hole_s: float = 0, **options: str) -> None:
     """``samples`` twice, the first from ``begin_s`` on, and between them a time for which there are no packets."""
     import av
