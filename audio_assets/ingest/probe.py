@@ -66,8 +66,9 @@ def _probe(file: IO[bytes]) -> Probe:
     try:
         container = av.open(
             _Nameless(file),
-            # The second list is of addresses: a file object needs none.
-            options={"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none"},
+            # The second list is of addresses: a file object needs none. The lengths in a WAV are those of its beginning
+            # where its writer died; RF64 of a writer that cannot seek states none at all.
+            options={"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none", "ignore_length": "1"},
             metadata_errors="replace",
         )
     except (av.error.FFmpegError, ValueError, EOFError) as error:

@@ -105,6 +105,7 @@ class AudioStream:
         self._tolerance_s = lengths.TOLERANCE_S
         self._early = False
         self._unread = False
+        self._goes_on = False
 
     @property
     def clipped(self) -> bool:
@@ -141,6 +142,9 @@ class AudioStream:
             )
         options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
         try:
+            self._goes_on = lengths.goes_on(self._path)
+            if self._goes_on:
+                options["ignore_length"] = "1"
             # The file: prefix keeps a name with a colon from being read as another protocol.
             self._container = av.open(f"file:{self._path.absolute()}", options=options, metadata_errors="ignore")
         except (av.FFmpegError, ValueError, OSError) as error:
@@ -226,7 +230,7 @@ class AudioStream:
         """
         import soundfile
 
-        if self._container is None or self._container.format.name not in ("wav", "flac"):
+        if self._container is None or self._container.format.name not in ("wav", "flac") or self._goes_on:
             return None
         codec = self._container.streams.audio[0].codec_context
         if codec.sample_rate != SAMPLE_RATE_HZ or codec.channels != 1 or self._split or self.header_duration_s is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -14,11 +15,25 @@ FILM_TOLERANCE_SHARE = 0.02
 
 _MATROSKA, _MP4 = "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"
 
+_MOST_CHUNKS = 1000
+_MOST_FMT_BYTES = 1024
+_LOOK_BYTES = 4096
+
 _OGG_TAIL_BYTES = 2 * (27 + 255 + 255 * 255)
 """Two pages of the greatest size: the last one that is whole, and one that was cut."""
 _OGG_LAST = 4
 
 _OPEN_LENGTH = 0xFFFFFFFF
+
+_OPEN_LENGTHS = (range(0x7FFFF000, 0x80000001), range(0xFFFFF000, _OPEN_LENGTH + 1))
+"""What writers that cannot seek give as the length of a WAV's sound: SoX and eSpeak 0x7FFFF000, arecord 0x80000000,
+FFmpeg 0xFFFFFFFF, others the most that there can be less their header."""
+
+_WAV_TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LIST")
+"""What is put behind a WAV, and with a wrong length at times."""
+
+_WAV_PLAIN = (1, 3, 6, 7, 0xFFFE)
+"""Formats of WAV whose samples stand by themselves, so that they can be read on from anywhere."""
 
 _MP3_SEARCH_BYTES = 64 * 1024
 """As far as FFmpeg looks for the first frame of an MP3."""
@@ -85,25 +100,109 @@ def tolerance_s(container: InputContainer, stream: Any, duration_s: float) -> fl
 def ends_early(path: Path, container: InputContainer) -> bool:
     """Whether a WAV or Ogg file ends before its own end mark, of which FFmpeg says nothing.
 
-    The one has fewer bytes than its header promises, the other has a last page that is not marked as the last.
+    The one has fewer bytes than its header promises, or behind them a file of another form that is not read; the other
+    has a last page that is not marked as the last.
     """
     if container.format.name == "wav":
         return _wav_ends_early(path)
     return container.format.name == "ogg" and _ogg_ends_early(path)
 
 
+def goes_on(path: Path) -> bool:
+    """Whether there is sound in a WAV behind the end that its header states, which FFmpeg must be told to ignore.
+
+    So it is where a recorder died before it wrote the length anew, and in files that were put together.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        sound = _wav_sound(file)
+        if sound is None or sound.format not in _WAV_PLAIN:
+            return False
+        if sound.length is None:
+            # FFmpeg takes a length of zero for a mistake, but not that of RF64.
+            return sound.wide
+        return _behind(file, sound) == _MORE
+
+
+_MORE, _ANOTHER = "more", "another"
+"""What may lie behind the sound of a WAV: more of it, or that of a file of another form."""
+
+
+@dataclass(frozen=True)
+class _WavSound:
+    """Where a WAV has its sound, in bytes; ``length`` is None where it is open."""
+
+    header: bytes
+    start: int
+    length: int | None
+    wide: bool
+
+    @property
+    def format(self) -> int:
+        return int.from_bytes(self.header[:2], "little")
+
+    @property
+    def bytes_per_s(self) -> int:
+        return int.from_bytes(self.header[8:12], "little")
+
+
+def _wav_sound(file: IO[bytes]) -> _WavSound | None:
+    """The sound of the WAV that begins at the position of ``file``; None if there is none."""
+    head = file.read(12)
+    wide = head[:4] in (b"RF64", b"BW64")
+    if not (wide or head[:4] == b"RIFF") or head[8:] != b"WAVE":
+        return None
+    header, wide_length = b"", 0
+    for _ in range(_MOST_CHUNKS):
+        chunk = file.read(8)
+        length = int.from_bytes(chunk[4:], "little")
+        if chunk[:4] == b"data":
+            if wide and length == _OPEN_LENGTH:
+                length = wide_length
+            elif any(length in lengths for lengths in _OPEN_LENGTHS):
+                length = 0
+            return _WavSound(header, file.tell(), length or None, wide)
+        at = file.tell()
+        if chunk[:4] == b"fmt ":
+            header = file.read(min(length, _MOST_FMT_BYTES))
+        elif chunk[:4] == b"ds64":
+            wide_length = int.from_bytes(file.read(16)[8:], "little")
+        file.seek(at + length + length % 2)
+    return None
+
+
+def _behind(file: IO[bytes], sound: _WavSound) -> str | None:
+    """What follows the sound of a WAV beside chunks and tags, if it is a second of it at least."""
+    size = file.seek(0, 2)
+    at = sound.start + (sound.length or 0)
+    for _ in range(_MOST_CHUNKS):
+        if size - at < max(1, sound.bytes_per_s) * TOLERANCE_S:
+            break
+        file.seek(at)
+        head = file.read(_LOOK_BYTES)
+        if (at - sound.start) % 2 and not head[0]:
+            # What has an odd length is padded, but not by all writers.
+            at, head = at + 1, head[1:]
+        if head[:4] in (b"RIFF", b"RF64", b"BW64"):
+            file.seek(at)
+            next_ = _wav_sound(file)
+            if next_ is not None:
+                return _MORE if next_.header == sound.header else _ANOTHER
+        length = int.from_bytes(head[4:8], "little")
+        if not (head[:4].isascii() and head[:4].decode("ascii").isprintable()) or at + 8 + length > size + 1:
+            return None if head.startswith(_WAV_TAGS) or not any(head) else _MORE
+        at += 8 + length
+    return None
+
+
 def _wav_ends_early(path: Path) -> bool:
     with path.open("rb") as file:
-        head = file.read(12)
-        if head[:4] != b"RIFF" or head[8:] != b"WAVE":
+        sound = _wav_sound(file)
+        if sound is None or sound.length is None:
             return False
-        while len(chunk := file.read(8)) == 8:
-            length = int.from_bytes(chunk[4:], "little")
-            if chunk[:4] == b"data":
-                # Writers that cannot seek leave the length open.
-                return length != _OPEN_LENGTH and file.tell() + length > path.stat().st_size
-            file.seek(length + length % 2, 1)
-    return False
+        return sound.start + sound.length > path.stat().st_size or _behind(file, sound) == _ANOTHER
 
 
 def _ogg_ends_early(path: Path) -> bool:

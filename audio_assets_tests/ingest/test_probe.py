@@ -92,6 +92,16 @@ def test_a_whole_header_with_nothing_after_it(tmp_path: Path) -> None:
         probe(path)
 
 
+def test_rf64_that_was_written_into_a_pipe_states_no_length_and_is_audio(tmp_path: Path) -> None:
+    path = write_tone(tmp_path / "a.wav")
+    plain = path.read_bytes()
+    at = plain.index(b"fmt ")
+    head, data = plain[at : at + 24], plain[plain.index(b"data") + 8 :]
+    lengths = b"ds64" + (28).to_bytes(4, "little") + bytes(28)
+    path.write_bytes(b"RF64" + b"\xff" * 4 + b"WAVE" + lengths + head + b"data" + b"\xff" * 4 + data)
+    assert probe(path).codec == "pcm_s16le"
+
+
 def test_m4a_without_its_index(tmp_path: Path) -> None:
     path = write_tone(tmp_path / "a.m4a")
     content = path.read_bytes()

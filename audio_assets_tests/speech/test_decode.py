@@ -453,6 +453,75 @@ def test_a_flac_is_heard_beyond_the_end_that_its_header_states(tmp_path, opening
     assert not audio.truncated
 
 
+def wav_of(samples: Samples, stated_s: float | None = None, *, form: int = 1) -> bytes:
+    """A WAV of 16 bits, whose header may state another length than it has."""
+    data = (samples * 32767).astype("<i2").tobytes()
+    header = wav_header(len(samples) if stated_s is None else int(stated_s * SAMPLE_RATE_HZ))
+    return header[:20] + struct.pack("<H", form) + header[22:] + data
+
+
+def rf64_without_lengths(samples: Samples) -> bytes:
+    """As FFmpeg writes it into a pipe."""
+    plain = wav_of(samples)
+    head, fmt, data = plain[:12], plain[12:36], plain[44:]
+    return b"RF64" + b"\xff" * 4 + head[8:] + struct.pack("<4sI28x", b"ds64", 28) + fmt + b"data" + b"\xff" * 4 + data
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda samples: wav_of(samples, stated_s=3),
+        lambda samples: wav_of(samples[:48_000]) + wav_of(samples[48_000:]),
+        rf64_without_lengths,
+    ],
+    ids=["a writer that died", "two in one", "RF64 into a pipe"],
+)
+def test_a_wav_is_heard_beyond_the_end_that_its_header_states(tmp_path, opening, write):
+    (tmp_path / "a.wav").write_bytes(write(opening))
+    audio = decode(tmp_path / "a.wav")
+    assert audio.duration_s == pytest.approx(8.2, abs=0.01)
+    np.testing.assert_allclose(audio.samples[:48_000], opening[:48_000], atol=1e-3)
+    assert likeness(audio.samples[-80_000:], opening[-80_000:]) > 0.99
+    assert not audio.truncated
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        b"LIST" + struct.pack("<I", 100_000) + bytes(range(200)) * 500,
+        b"LIST" + struct.pack("<I", 900_000) + bytes(range(200)) * 500,
+        b"\x00LIST" + struct.pack("<I", 100_000) + bytes(range(200)) * 500,
+        b"ID3\x03" + bytes(range(200)) * 500,
+        bytes(100_000),
+    ],
+    ids=["chunk", "chunk that states too much", "padded chunk", "tag", "zeros"],
+)
+def test_what_is_put_behind_a_wav_is_not_heard(tmp_path, opening, behind):
+    odd = behind.startswith(b"\x00L")
+    plain = wav_of(opening)
+    plain = plain[:40] + struct.pack("<I", len(plain) - 44 - odd) + plain[44 : len(plain) - odd]
+    (tmp_path / "a.wav").write_bytes(plain + behind)
+    audio = decode(tmp_path / "a.wav")
+    assert audio.duration_s == pytest.approx(8.2, abs=0.001)
+    assert not audio.truncated
+
+
+def test_a_wav_behind_which_another_form_is_not_read_is_truncated(tmp_path, opening):
+    (tmp_path / "a.wav").write_bytes(wav_of(opening) + wav_of(opening, form=7))
+    audio = decode(tmp_path / "a.wav")
+    assert audio.duration_s == pytest.approx(8.2, abs=0.001)
+    assert audio.truncated
+
+
+@pytest.mark.parametrize("length", [0, 0x7FFFF000, 0x7FFFFFFF - 36, 0x80000000, 0xFFFFFFFF - 44, 0xFFFFFFFF])
+def test_a_wav_whose_writer_left_its_length_open_is_whole(tmp_path, opening, length):
+    plain = wav_of(opening)
+    (tmp_path / "a.wav").write_bytes(plain[:40] + struct.pack("<I", length) + plain[44:])
+    audio = decode(tmp_path / "a.wav")
+    assert audio.duration_s == pytest.approx(8.2, abs=0.001)
+    assert not audio.truncated
+
+
 def with_a_hole(path: Path, samples: Samples, *, begin_s: float = 0, hole_s: float = 0, **options: str) -> None:
     """``samples`` twice, the first from ``begin_s`` on, and between them a time for which there are no packets."""
     import av
