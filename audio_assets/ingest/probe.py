@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from audio_assets.errors import FileFailed, InvalidAudio
 
-FORMATS = ("wav", "w64", "mp3", "flac", "ogg", "aac", "mov", "matroska")
+FORMATS = ("wav", "w64", "nistsphere", "mp3", "flac", "ogg", "aac", "mov", "matroska")
 """FFmpeg demuxers that may look at a file. Those that open other files or addresses (concat, hls, …) are not here."""
 
 _MOST_PACKETS = 200  # of a file's start, to find one that decodes

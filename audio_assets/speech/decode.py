@@ -24,8 +24,9 @@ from audio_assets.speech.engine import SAMPLE_RATE_HZ, Samples
 if TYPE_CHECKING:
     from av.container import InputContainer
 
-FORMATS = "wav,mp3,flac,mov,ogg,matroska,aac"
-"""FFmpeg demuxers that may open a file: those of ingestion's extensions, and none that refers to other files."""
+FORMATS = "wav,w64,nistsphere,mp3,flac,mov,ogg,matroska,aac"
+"""FFmpeg demuxers that may open a file: those of ingestion's extensions, and none that refers to other files. NIST
+SPHERE is called ``.wav`` in corpora of speech such as TIMIT."""
 
 BLOCK_S = 30.0
 """Length of the blocks that `AudioStream.blocks` gives: long enough to be cheap, short enough for flat memory."""

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from audio_assets.errors import InvalidAudio
+from audio_assets.ingest import probe
 from audio_assets.speech import decode as decode_module
 from audio_assets.speech.decode import LOUDEST, Audio, AudioStream, Limits, decode, trial_of
 from audio_assets.speech.engine import SAMPLE_RATE_HZ, Samples
@@ -178,6 +179,23 @@ def test_a_wrong_extension_does_not_matter(tmp_path, opening):
     encode(tmp_path / "a.flac", opening)
     (tmp_path / "a.flac").rename(tmp_path / "a.mp3")
     assert likeness(decode(tmp_path / "a.mp3").samples, opening) > 0.99
+
+
+def test_what_ingestion_takes_in_can_be_decoded(tmp_path, opening):
+    assert set(decode_module.FORMATS.split(",")) == set(probe.FORMATS)
+    encode(tmp_path / "a.wav", opening, format="w64")
+    assert probe.probe(tmp_path / "a.wav").container == "w64"
+    assert likeness(decode(tmp_path / "a.wav").samples, opening) > 0.99
+
+
+def test_a_recording_of_a_corpus_that_only_calls_itself_wav_is_heard(tmp_path, opening):
+    head = f"NIST_1A\n   1024\nchannel_count -i 1\nsample_count -i {len(opening)}\nsample_rate -i 16000\n"
+    head += "sample_n_bytes -i 2\nsample_byte_format -s2 01\nsample_sig_bits -i 16\nend_head\n"
+    (tmp_path / "SA1.WAV").write_bytes(head.encode().ljust(1024) + (opening * 32767).astype("<i2").tobytes())
+    assert probe.probe(tmp_path / "SA1.WAV").duration_s == pytest.approx(8.2)
+    audio = decode(tmp_path / "SA1.WAV")
+    np.testing.assert_allclose(audio.samples, opening, atol=1e-3)
+    assert not audio.truncated
 
 
 def video_without_sound(path: Path) -> None:
