@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from audio_assets.errors import FileFailed, InvalidAudio
+from audio_assets.ingest.signatures import UNKNOWN, known_as
 
 FORMATS = ("wav", "w64", "nistsphere", "mp3", "flac", "ogg", "aac", "mov", "matroska")
 """FFmpeg demuxers that may look at a file. Those that open other files or addresses (concat, hls, …) are not here."""
@@ -72,7 +73,9 @@ def _probe(file: IO[bytes]) -> Probe:
             metadata_errors="replace",
         )
     except (av.error.FFmpegError, ValueError, EOFError) as error:
-        raise InvalidAudio(f"not audio in a known format: {_reason(error)}") from error
+        what = known_as(file)
+        told = f"it is {what}" if what is not None else f"{_reason(error)}; {UNKNOWN}"
+        raise InvalidAudio(f"not audio in a known format: {told}") from error
     with container:
         streams = container.streams.audio
         if not streams:

@@ -21,11 +21,20 @@ _ENCODERS = {
 }
 
 
-def write_tone(path: Path, seconds: float = 1.0, channels: int = 1, level: float = 0.2) -> Path:
-    """A tone in the format that the extension names."""
+def write_tone(
+    path: Path,
+    seconds: float = 1.0,
+    channels: int = 1,
+    level: float = 0.2,
+    codec: str | None = None,
+    format: str | None = None,
+) -> Path:
+    """A tone in the format that the extension names, or in another one."""
     import av
 
     encoder, container, rate = _ENCODERS[path.suffix.lower()]
+    if codec is not None and format is not None:
+        encoder, container, rate = codec, format, 44_100
     layout = {1: "mono", 2: "stereo"}[channels]
     tone = level * np.sin(2 * np.pi * TONE_HZ * np.arange(round(seconds * rate)) / rate)
     samples = np.repeat((tone * 32767).astype(np.int16), channels)[None, :]

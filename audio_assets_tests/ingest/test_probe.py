@@ -106,8 +106,51 @@ def test_m4a_without_its_index(tmp_path: Path) -> None:
     path = write_tone(tmp_path / "a.m4a")
     content = path.read_bytes()
     path.write_bytes(content[: content.index(b"moov")])
-    with pytest.raises(InvalidAudio):
+    with pytest.raises(InvalidAudio, match=r"an MP4 without its index \(moov\), .*; upload it again"):
         probe(path)
+
+
+@pytest.mark.parametrize(
+    ("format", "codec", "name"),
+    [
+        ("aiff", "pcm_s16be", "AIFF"),
+        ("au", "pcm_s16be", "AU"),
+        ("caf", "pcm_s16be", "CAF"),
+        ("flv", "libmp3lame", "Flash Video"),
+        ("avi", "libmp3lame", "AVI"),
+        ("mpegts", "aac", "MPEG-TS"),
+        ("ac3", "ac3", "AC-3"),
+    ],
+)
+def test_a_format_that_is_not_taken_in_is_named(format: str, codec: str, name: str, tmp_path: Path) -> None:
+    path = write_tone(tmp_path / "a.wav", codec=codec, format=format)
+    with pytest.raises(InvalidAudio, match=f"it is {name}, which is not taken in; convert it to WAV or FLAC"):
+        probe(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"<!DOCTYPE html><html>", "a web page"),
+        (b'\xef\xbb\xbf\n<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "a web page or XML"),
+        (b'{"error": "expired"}', "JSON"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:", "a pointer of Git LFS"),
+        (b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        ", "what macOS keeps beside a file"),
+        (b"PK\x03\x04", "a ZIP archive"),
+        (b"#!AMR\n", "AMR"),
+        (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "Windows Media"),
+    ],
+)
+def test_what_only_wears_the_name_of_audio_is_named(content: bytes, what: str, tmp_path: Path) -> None:
+    (tmp_path / "a.mp3").write_bytes(content + bytes(range(256)))
+    with pytest.raises(InvalidAudio, match=f"it is {what}[^;]*; [a-z ]+"):
+        probe(tmp_path / "a.mp3")
+
+
+def test_what_nobody_knows_says_what_to_try(tmp_path: Path) -> None:
+    (tmp_path / "a.mp3").write_bytes(bytes(5000))
+    with pytest.raises(InvalidAudio, match="; if it plays elsewhere, convert it"):
+        probe(tmp_path / "a.mp3")
 
 
 def test_a_video_without_sound(tmp_path: Path) -> None:
