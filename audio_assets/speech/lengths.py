@@ -19,6 +19,8 @@ _MOST_CHUNKS = 1000
 _MOST_FMT_BYTES = 1024
 _LOOK_BYTES = 4096
 
+_TRACK_DURATION = re.compile(r"(\d{1,6}):(\d{2}):(\d{2}(?:\.\d{1,9})?)", re.ASCII)
+
 _OGG_TAIL_BYTES = 2 * (27 + 255 + 255 * 255)
 """Two pages of the greatest size: the last one that is whole, and one that was cut."""
 _OGG_LAST = 4
@@ -58,10 +60,25 @@ def stated_s(path: Path, container: InputContainer, stream: Any) -> float | None
     if container.format.name == "ogg" and _start_s(container) > TOLERANCE_S:
         # A piece of a longer stream: the count on its last page is that of the whole stream.
         return None
+    found = [_track_s(container, stream)]
     if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
-    if container.duration is not None:
-        return float(container.duration) / 1_000_000
+        found.append(float(stream.duration * stream.time_base))
+    elif container.duration is not None:
+        found.append(float(container.duration) / 1_000_000)
+    return min((seconds for seconds in found if seconds is not None), default=None)
+
+
+def _track_s(container: InputContainer, stream: Any) -> float | None:
+    """Seconds of one track by the tags of a Matroska file; its header states those of all of them together.
+
+    FFmpeg gives these to every stream: for a film they are the picture's.
+    """
+    if container.format.name != _MATROSKA:
+        return None
+    for name, value in stream.metadata.items():
+        told = _TRACK_DURATION.fullmatch(value) if name == "DURATION" or name.startswith("DURATION-") else None
+        if told is not None:
+            return 3600.0 * int(told[1]) + 60.0 * int(told[2]) + float(told[3])
     return None
 
 

@@ -167,8 +167,9 @@ def film(path: Path, sound: Path, frames: int, *, late_s: int = 0) -> None:
         made.mux(picture.encode(None))
         for packet in source.demux(audio=0):
             if packet.dts is not None:
-                packet.pts += late_s * SAMPLE_RATE_HZ
-                packet.dts += late_s * SAMPLE_RATE_HZ
+                late = round(late_s / packet.time_base)
+                packet.pts += late
+                packet.dts += late
                 packet.stream = track
                 made.mux(packet)
 

@@ -637,3 +637,15 @@ def test_sound_that_begins_after_the_picture_keeps_its_time(tmp_path, opening):
     assert audio.duration_s == pytest.approx(11.2, abs=0.2)
     assert not audio.truncated
     assert likeness(audio.samples[3 * SAMPLE_RATE_HZ :], opening) > 0.9
+
+
+@pytest.mark.parametrize("late_s", [0, 3])
+def test_a_film_whose_picture_goes_on_after_its_sound_is_whole(tmp_path, opening, late_s):
+    encode(tmp_path / "sound.webm", opening)
+    film(tmp_path / "film.mkv", tmp_path / "sound.webm", 250, late_s=late_s)
+    audio = decode(tmp_path / "film.mkv")
+    assert audio.duration_s == pytest.approx(8.2 + late_s, abs=0.2)
+    assert not audio.truncated
+    data = (tmp_path / "film.mkv").read_bytes()
+    (tmp_path / "film.mkv").write_bytes(data[: len(data) // 2])
+    assert decode(tmp_path / "film.mkv").truncated
