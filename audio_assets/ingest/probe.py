@@ -41,7 +41,7 @@ class _Nameless:
 
 
 def probe(path: Path) -> Probe:
-    """Look at the start of the file at ``path`` and decode one frame of its first audio stream.
+    """Look at the start of the file at ``path`` and decode one frame of its audio stream, the default one of several.
 
     No other file and no address is ever opened, whatever the content asks for.
 
@@ -80,7 +80,9 @@ def _probe(file: IO[bytes]) -> Probe:
         streams = container.streams.audio
         if not streams:
             raise InvalidAudio(f"holds no audio stream ({container.format.name})")
-        return _first_frame(av, container, streams[0])
+        # As the decoder chooses among several.
+        chosen = next((each for each in streams if each.disposition & av.stream.Disposition.default), streams[0])
+        return _first_frame(av, container, chosen)
 
 
 def _first_frame(av: Any, container: Any, stream: Any) -> Probe:

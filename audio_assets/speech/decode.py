@@ -93,6 +93,7 @@ class AudioStream:
         self._limits = limits or Limits()
         self._split = split_channels
         self._container: InputContainer | None = None
+        self._stream: Any = None
         self.channels = 1
         self.header_duration_s: float | None = None
         self.duration_s = 0.0
@@ -153,7 +154,7 @@ class AudioStream:
         try:
             if not self._container.streams.audio:
                 raise InvalidAudio("holds no audio stream")
-            stream = self._container.streams.audio[0]
+            self._stream = stream = _track(self._container)
             if stream.codec_context is None:
                 raise InvalidAudio("its audio codec is unknown")
             self.header_duration_s = lengths.stated_s(self._path, self._container, stream)
@@ -233,7 +234,7 @@ class AudioStream:
 
         if self._container is None or self._container.format.name not in ("wav", "flac") or self._goes_on:
             return None
-        codec = self._container.streams.audio[0].codec_context
+        codec = self._stream.codec_context
         if codec.sample_rate != SAMPLE_RATE_HZ or codec.channels != 1 or self._split or self.header_duration_s is None:
             return None
         try:
@@ -290,7 +291,7 @@ class AudioStream:
         import av
 
         assert self._container is not None, "use AudioStream as a context manager"  # noqa: S101 - misuse, not input
-        stated = self._container.streams.audio[0].layout.name if self._split else None
+        stated = self._stream.layout.name if self._split else None
         clock = _Clock(*lengths.span_s(self._container, self.header_duration_s))
         resampler, form = None, None
         for frame in self._frames():
@@ -330,7 +331,7 @@ class AudioStream:
         import av
 
         assert self._container is not None  # noqa: S101 - see _pieces
-        frames = iter(self._container.decode(audio=0))
+        frames = iter(self._container.decode(self._stream))
         bad = 0
         while True:
             try:
@@ -342,7 +343,7 @@ class AudioStream:
                 bad += 1
                 # FFmpeg goes on behind a damaged packet; a file of nothing but damage must not be read for ever.
                 if isinstance(error, av.error.InvalidDataError) and bad < _MOST_BAD:
-                    frames = iter(self._container.decode(audio=0))
+                    frames = iter(self._container.decode(self._stream))
                     continue
                 return
             bad = 0
@@ -370,6 +371,14 @@ class AudioStream:
     def _tamed(self, data: Samples) -> Samples:
         self._wild += float(np.count_nonzero(np.abs(data) > LOUDEST)) / (data.shape[0] if data.ndim > 1 else 1)
         return np.clip(np.nan_to_num(data, nan=0.0), -LOUDEST, LOUDEST)
+
+
+def _track(container: InputContainer) -> Any:
+    """The audio stream that players choose: the first that is marked as default, else the first of all."""
+    from av.stream import Disposition
+
+    streams = container.streams.audio
+    return next((each for each in streams if each.disposition & Disposition.default), streams[0])
 
 
 class _Clock:

@@ -649,3 +649,28 @@ def test_a_film_whose_picture_goes_on_after_its_sound_is_whole(tmp_path, opening
     data = (tmp_path / "film.mkv").read_bytes()
     (tmp_path / "film.mkv").write_bytes(data[: len(data) // 2])
     assert decode(tmp_path / "film.mkv").truncated
+
+
+@pytest.mark.parametrize("marked", [0, 1])
+def test_of_several_tracks_the_default_one_is_heard(tmp_path, opening, marked):
+    import av
+
+    encode(tmp_path / "silence.m4a", np.zeros(8 * SAMPLE_RATE_HZ, np.float32), rate=44_100)
+    encode(tmp_path / "speech.m4a", opening)
+    with av.open(str(tmp_path / "film.mp4"), "w") as made:
+        sources = [av.open(str(tmp_path / name)) for name in ("silence.m4a", "speech.m4a")]
+        tracks = [made.add_stream_from_template(source.streams.audio[0]) for source in sources]
+        for source, track in zip(sources, tracks, strict=True):
+            for packet in source.demux(audio=0):
+                if packet.dts is not None:
+                    packet.stream = track
+                    made.mux(packet)
+            source.close()
+    # The last bit of the flags in its header marks a track.
+    first, *headers = (tmp_path / "film.mp4").read_bytes().split(b"tkhd")
+    flags = [b"\x00\x00\x00" + (b"\x03" if number == marked else b"\x02") for number in range(2)]
+    parts = [flag + header[4:] for flag, header in zip(flags, headers, strict=True)]
+    (tmp_path / "film.mp4").write_bytes(b"tkhd".join([first, *parts]))
+    audio = decode(tmp_path / "film.mp4")
+    assert (likeness(audio.samples, opening) > 0.9) if marked else not audio.samples.any()
+    assert probe.probe(tmp_path / "film.mp4").sample_rate_hz == (16_000 if marked else 44_100)
