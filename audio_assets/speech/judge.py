@@ -41,6 +41,9 @@ MIN_SPEECH_SHARE = 0.05
 MIN_SPEECH_S = 0.3
 """Less speech than this, in share of the file and in seconds, is nearly none."""
 
+SURE_SPEECH_S = 3.0
+"""So much speech under text of which the model is sure is speech, however long the silence around it."""
+
 PHANTOM_MAX_S = 1.0
 """Music and noise make voice activity detection hear speech for a moment, and Whisper invents a word for it. Measured
 with tiny.en and base on a melody and sung vowels: 0.3 to 0.5 s of speech, a probability of no speech of 0.76 or more, a
@@ -217,13 +220,31 @@ def is_phantom(segment: Segment, speech: Sequence[tuple[float, float]]) -> bool:
     flags = judge_segment(segment)
     if "no_speech" not in flags or not ("low_confidence" in flags or "known_phrase" in flags):
         return False
-    return sum(max(0.0, min(b, segment.end_s) - max(a, segment.start_s)) for a, b in speech) < PHANTOM_MAX_S
+    return _speech_under(segment, speech) < PHANTOM_MAX_S
+
+
+def _speech_under(segment: Segment, speech: Sequence[tuple[float, float]]) -> float:
+    return sum(max(0.0, min(b, segment.end_s) - max(a, segment.start_s)) for a, b in speech)
 
 
 def nearly_no_speech(duration_s: float, speech: Mapping[int | None, Sequence[tuple[float, float]]]) -> bool:
     """Whether voice activity detection hears next to nothing in a file."""
     speech_s = sum(b - a for spans in speech.values() for a, b in spans)
     return speech_s < MIN_SPEECH_S or speech_s < MIN_SPEECH_SHARE * duration_s
+
+
+def _surely_spoken(segments: Sequence[Segment], speech: Mapping[int | None, Sequence[tuple[float, float]]]) -> bool:
+    """Whether so much of the text is beyond doubt that there was speech, be it ever so little of a long file."""
+    sure = [
+        segment
+        for segment in segments
+        if segment.no_speech_prob is not None
+        and segment.no_speech_prob <= NO_SPEECH_PROB
+        and segment.avg_logprob is not None
+        and segment.avg_logprob >= DOUBTFUL_LOGPROB
+        and not judge_segment(segment)
+    ]
+    return sum(_speech_under(segment, speech.get(segment.channel, ())) for segment in sure) >= SURE_SPEECH_S
 
 
 def judge_file(
@@ -248,7 +269,7 @@ def judge_file(
     if "known_phrase" in found and " ".join(words_of(text)) not in KNOWN_PHRASES and len(segments) < 2:
         found.discard("known_phrase")
     speech_s = sum(b - a for spans in speech.values() for a, b in spans)
-    if text and nearly_no_speech(duration_s, speech):
+    if text and nearly_no_speech(duration_s, speech) and not _surely_spoken(segments, speech):
         found.add("no_speech")
     words = spoken_words(text)
     if speech_s >= RATE_MIN_SPEECH_S and words < MIN_WORDS_PER_S * speech_s:

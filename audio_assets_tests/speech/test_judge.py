@@ -39,6 +39,9 @@ def test_silence_without_text_has_no_flag():
     [
         ("no_speech", changed(no_speech_prob=0.9, avg_logprob=-0.8), {}),
         ("no_speech", GOOD, {"speech": [(0.0, 0.2)]}),
+        ("no_speech", changed(avg_logprob=-0.8), {"duration_s": 300.0}),
+        ("no_speech", changed(no_speech_prob=None), {"duration_s": 300.0}),
+        ("no_speech", GOOD, {"speech": [(0.0, 2.5)], "duration_s": 300.0}),
         ("repetition", changed(compression_ratio=3.0), {}),
         ("repetition", changed(text="and then and then and then and then we went"), {}),
         ("repetition", changed(text="And so my fellow Americans and so my fellow Americans. Ask not."), {}),
@@ -61,6 +64,7 @@ def test_each_flag_is_raised_by_its_cause(flag, segment, how):
     ("flag", "segment", "how"),
     [
         ("no_speech", changed(no_speech_prob=0.87), {}),
+        ("no_speech", GOOD, {"duration_s": 300.0}),
         ("repetition", changed(text="no, no, no, said the king, and went home"), {}),
         ("repetition", changed(text="it was the best of times, it was the worst of times"), {}),
         ("repetition", changed(text="never again, never again will we go there"), {}),
