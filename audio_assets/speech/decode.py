@@ -104,6 +104,7 @@ class AudioStream:
         self._energy = 0.0
         self._samples = 0
         self._damaged = False
+        self._holey = False
         self._tolerance_s = lengths.TOLERANCE_S
         self._early = False
         self._unread = False
@@ -206,7 +207,7 @@ class AudioStream:
             raise InvalidAudio("no audio in it could be decoded")
         self.duration_s = self._samples / SAMPLE_RATE_HZ
         short_s = (self.header_duration_s or 0.0) - self.duration_s
-        self.truncated = self._damaged or short_s > self._tolerance_s or self._early
+        self.truncated = self._damaged or self._holey or short_s > self._tolerance_s or self._early
 
     def _in_time(self, pieces: Iterator[Samples]) -> Iterator[Samples]:
         spent_s = 0.0
@@ -370,6 +371,8 @@ class AudioStream:
 
     def _tamed(self, data: Samples) -> Samples:
         self._wild += float(np.count_nonzero(np.abs(data) > LOUDEST)) / (data.shape[0] if data.ndim > 1 else 1)
+        # What was there instead of them is lost.
+        self._holey |= bool(np.isnan(data).any())
         return np.clip(np.nan_to_num(data, nan=0.0), -LOUDEST, LOUDEST)
 
 

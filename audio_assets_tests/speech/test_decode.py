@@ -364,6 +364,7 @@ def test_samples_that_are_no_numbers_become_silence(tmp_path, opening):
     audio = decoded_wav(tmp_path / "nan.wav", broken)
     assert np.isfinite(audio.samples).all()
     assert np.abs(audio.samples[1000:2000]).max() == 0
+    assert audio.truncated, "what was there is lost, and somebody must be told"
 
 
 @pytest.mark.parametrize("absurd", [1e10, 1e20, -3e38])
