@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -12,6 +13,9 @@ from audio_assets.ingest.signatures import UNKNOWN, known_as
 
 FORMATS = ("wav", "w64", "nistsphere", "mp3", "flac", "ogg", "aac", "mov", "matroska")
 """FFmpeg demuxers that may look at a file. Those that open other files or addresses (concat, hls, …) are not here."""
+
+MOST_S = 60.0
+"""What looking at one file may take: a start of nothing but empty chunks would keep FFmpeg for hours."""
 
 _MOST_PACKETS = 200  # of a file's start, to find one that decodes
 _NO_FILE = "the file is not in the mirror; fetch it again"
@@ -35,9 +39,16 @@ class _Nameless:
     """A file without a name: FFmpeg would otherwise take its extension as evidence of the format."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self.read = file.read
+        self._read = file.read
         self.seek = file.seek
         self.tell = file.tell
+        self._until = time.monotonic() + MOST_S
+        self.too_slow = False
+
+    def read(self, size: int) -> bytes:
+        # An error would be printed by PyAV, every time that FFmpeg tries again.
+        self.too_slow |= time.monotonic() > self._until
+        return b"" if self.too_slow else self._read(size)
 
 
 def probe(path: Path) -> Probe:
@@ -47,7 +58,7 @@ def probe(path: Path) -> Probe:
 
     Raises:
         InvalidAudio: zero bytes, not one of `FORMATS`, no audio stream, or nothing in it decodes.
-        FileFailed: the file is missing or cannot be read.
+        FileFailed: the file is missing, cannot be read, or takes longer than `MOST_S`.
     """
     try:
         with path.open("rb") as file:
@@ -62,11 +73,21 @@ def probe(path: Path) -> Probe:
 
 
 def _probe(file: IO[bytes]) -> Probe:
+    nameless = _Nameless(file)
+    try:
+        return _look(file, nameless)
+    except InvalidAudio as error:
+        if nameless.too_slow:
+            raise FileFailed(f"looking at its start takes longer than {MOST_S:g} s; convert the file") from error
+        raise
+
+
+def _look(file: IO[bytes], nameless: _Nameless) -> Probe:
     import av
 
     try:
         container = av.open(
-            _Nameless(file),
+            nameless,
             # The second list is of addresses: a file object needs none. The lengths in a WAV are those of its beginning
             # where its writer died; RF64 of a writer that cannot seek states none at all.
             options={"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none", "ignore_length": "1"},

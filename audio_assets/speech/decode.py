@@ -143,14 +143,20 @@ class AudioStream:
             raise InvalidAudio(
                 f"{size} bytes is over the limit of {self._limits.max_bytes}; raise max_bytes or split the file"
             )
+        started = time.monotonic()
         options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
         try:
             self._goes_on = lengths.goes_on(self._path)
             if self._goes_on:
                 options["ignore_length"] = "1"
             # The file: prefix keeps a name with a colon from being read as another protocol.
-            self._container = av.open(f"file:{self._path.absolute()}", options=options, metadata_errors="ignore")
+            name = f"file:{self._path.absolute()}"
+            # The second timeout is for reading, which `_in_time` has an eye on.
+            patience = (self._limits.max_decode_s, None)
+            self._container = av.open(name, options=options, metadata_errors="ignore", timeout=patience)
         except (av.FFmpegError, ValueError, OSError) as error:
+            if time.monotonic() - started > self._limits.max_decode_s:
+                raise self._too_slow() from error
             raise InvalidAudio(f"not audio that can be decoded ({_reason(error)})") from error
         try:
             if not self._container.streams.audio:
@@ -216,13 +222,15 @@ class AudioStream:
             piece = next(pieces, None)
             spent_s += time.monotonic() - started
             if spent_s > self._limits.max_decode_s:
-                raise InvalidAudio(
-                    f"decoding takes longer than {self._limits.max_decode_s:g} s; "
-                    "raise max_decode_s or convert the file"
-                )
+                raise self._too_slow()
             if piece is None:
                 return
             yield piece
+
+    def _too_slow(self) -> InvalidAudio:
+        return InvalidAudio(
+            f"decoding takes longer than {self._limits.max_decode_s:g} s; raise max_decode_s or convert the file"
+        )
 
     def _plain_pcm(self) -> Iterator[Samples] | None:
         """A faster way through the commonest files: WAV and FLAC that are mono 16 kHz already and undamaged.

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from audio_assets.errors import InvalidAudio
+from audio_assets.errors import FileFailed, InvalidAudio
 from audio_assets.ingest import probe
 from audio_assets.speech import decode as decode_module
 from audio_assets.speech.decode import LOUDEST, Audio, AudioStream, Limits, decode, trial_of
@@ -253,6 +253,16 @@ def test_a_file_cut_short_is_refused_or_gives_its_first_part(tmp_path, opening, 
     assert 0 < audio.duration_s < 8.2
     if name != "a.aac":
         assert audio.truncated, "the file says how long it should be, or marks its last page"
+
+
+def test_a_start_that_never_ends_is_given_up(tmp_path, monkeypatch):
+    """FFmpeg reads on over empty chunks, a second for each megabyte or more: half an hour for two gigabytes."""
+    (tmp_path / "a.wav").write_bytes(b"RIFF\xff\xff\xff\xffWAVE" + bytes(2_000_000))
+    with pytest.raises(InvalidAudio, match=r"longer than 0.1 s; raise max_decode_s"):
+        decode(tmp_path / "a.wav", Limits(max_decode_s=0.1))
+    monkeypatch.setattr(probe, "MOST_S", 0.1)
+    with pytest.raises(FileFailed, match=r"longer than 0.1 s; convert"):
+        probe.probe(tmp_path / "a.wav")
 
 
 @pytest.mark.parametrize("name", ["a.ogg", "a.opus"])
