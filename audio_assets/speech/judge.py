@@ -46,9 +46,10 @@ SURE_SPEECH_S = 3.0
 
 PHANTOM_MAX_S = 1.0
 """Music and noise make voice activity detection hear speech for a moment, and Whisper invents a word for it. Measured
-with tiny.en and base on a melody and sung vowels: 0.3 to 0.5 s of speech, a probability of no speech of 0.76 or more, a
-log probability below -1.0 (the text of base for the melody, at 0.39, stays, with its flags). Real words that were cut
-out of recordings and laid into silence have less than 0.5."""
+with tiny.en and base on melodies, jingles and sung vowels: 0.3 to 0.6 s of speech, a probability of no speech of 0.76
+or more, a log probability below -1.0 or a known phrase (the text of base for a melody, at 0.39, stays, with its flags).
+Real words that were cut out of recordings and laid into silence have less than 0.5, and so have 340 telephone prompts
+of one word or two."""
 
 MIN_WORDS_PER_S = 0.2
 MAX_WORDS_PER_S = 6.0
@@ -212,7 +213,7 @@ def judge_segment(segment: Segment) -> list[str]:
 
 
 def is_phantom(segment: Segment, speech: Sequence[tuple[float, float]]) -> bool:
-    """Whether a text was invented, should its file hold nearly no speech.
+    """Whether a text was invented, should it be all that its file has, or the file hold nearly no speech.
 
     The model doubts by itself that there is speech under it, has no confidence in its words or gives a known phrase,
     and voice activity detection hears next to nothing. ``speech`` are the spans of the segment's channel.
@@ -221,6 +222,14 @@ def is_phantom(segment: Segment, speech: Sequence[tuple[float, float]]) -> bool:
     if "no_speech" not in flags or not ("low_confidence" in flags or "known_phrase" in flags):
         return False
     return _speech_under(segment, speech) < PHANTOM_MAX_S
+
+
+def without_phantoms(
+    segments: Sequence[Segment], duration_s: float, speech: Mapping[int | None, Sequence[tuple[float, float]]]
+) -> list[Segment]:
+    """The segments of a file that are not invented: those beside speech of some length all stay."""
+    real = [s for s in segments if not is_phantom(s, speech.get(s.channel, ()))]
+    return real if not real or nearly_no_speech(duration_s, speech) else list(segments)
 
 
 def _speech_under(segment: Segment, speech: Sequence[tuple[float, float]]) -> float:

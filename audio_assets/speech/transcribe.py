@@ -612,8 +612,7 @@ class _Run:
             for segment in o.segments
             if segment.text.strip()
         ]
-        if judge.nearly_no_speech(job.duration_s, job.speech):
-            segments = [s for s in segments if not judge.is_phantom(s, job.speech.get(s.channel, []))]
+        segments = judge.without_phantoms(segments, job.duration_s, job.speech)
         segments = [replace(s, flags=tuple(judge.judge_segment(s))) for s in segments]
         # Channels take turns; windows of one channel are in order already.
         segments.sort(key=lambda s: s.start_s)

@@ -90,7 +90,7 @@ class SpeechProbability:
         first, *others = np.split(batch, self._awakenings(frames))
         found = [self._run(first)]
         for part in others:
-            self._h, self._c = np.zeros_like(self._h), np.zeros_like(self._c)
+            self._h, self._c = _after_silence()
             found.append(self._run(part))
         return np.concatenate(found)
 

@@ -103,6 +103,15 @@ def test_what_may_have_been_said_is_no_phantom(segment, speech):
     assert not judge.is_phantom(segment, speech)
 
 
+def test_a_jingle_of_two_seconds_is_empty_and_a_jingle_beside_a_speech_stays():
+    speech = {None: [(0.5, 0.9), (5.0, 5.3)]}
+    jingle = replace(PHANTOM, start_s=0.4, end_s=0.9)
+    assert judge.without_phantoms([jingle], 2.0, {None: [(0.5, 0.9)]}) == []
+    assert judge.without_phantoms([jingle, PHANTOM], 6.0, speech) == []
+    assert judge.without_phantoms([GOOD, PHANTOM], 6.0, speech) == [GOOD, PHANTOM]
+    assert judge.without_phantoms([GOOD, PHANTOM], 600.0, speech) == [GOOD]
+
+
 SPOKEN = {
     "hi": ("नमस्ते मेरा नाम राहुल है और मैं दिल्ली में रहता हूँ आज मैं आपको बताने वाला हूँ कि भारत में चुनाव कैसे होते हैं", 9.0),
     "ta": ("வணக்கம் என் பெயர் குமார் நான் சென்னையில் வசிக்கிறேன் இன்று நாம் தமிழ் இலக்கியம் பற்றி பேசப் போகிறோம்", 8.5),
