@@ -19,7 +19,9 @@ import numpy as np
 
 from audio_assets.errors import InvalidAudio
 from audio_assets.speech import lengths
+from audio_assets.speech.clock import Clock
 from audio_assets.speech.engine import SAMPLE_RATE_HZ, Samples
+from audio_assets.speech.mixing import energy_of, mixed
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -37,16 +39,6 @@ CLIP_SHARE = 0.001
 
 LOUDEST = 4.0
 """Samples are held within this, 12 dB over full scale: floats and resamplers pass 1 by a little, damage by far more."""
-
-CANCELLED = 0.1
-"""Channels cancel out when their mean has this share of the energy that is left of independent channels: 10 dB less."""
-
-HOLE_S = 0.05
-START_HOLE_S = 0.2
-"""A longer hole in the timestamps of a file is silence; at the start, where encoders put a little in front, this is."""
-
-MOST_UNSTATED_S = 600.0
-"""The longest hole that is believed of a file that states no length to compare it with, as browsers record them."""
 
 WILD_SHARE = 0.01
 """A file of floats is on the scale of integers, or another, when so many of its samples lie beyond `LOUDEST`."""
@@ -287,7 +279,7 @@ class AudioStream:
             if not self._damaged and not self._unread:
                 return
         pieces = self._beyond(self._samples, self._resampled())
-        yield from pieces if self._split else _mixed(pieces)
+        yield from pieces if self._split else mixed(pieces)
 
     def _beyond(self, given: int, pieces: Iterator[Samples]) -> Iterator[Samples]:
         """``pieces`` counted, without the samples that were ``given`` already: empty as long as these last."""
@@ -301,7 +293,7 @@ class AudioStream:
 
         assert self._container is not None, "use AudioStream as a context manager"  # noqa: S101 - misuse, not input
         stated = self._stream.layout.name if self._split else None
-        clock = _Clock(*lengths.span_s(self._container, self.header_duration_s))
+        clock = Clock(*lengths.span_s(self._container, self.header_duration_s))
         resampler, form = None, None
         for frame in self._frames():
             missing = clock.missing_before(frame)
@@ -372,7 +364,7 @@ class AudioStream:
         if not peak < CLIP_LEVEL:
             counts = np.count_nonzero(np.abs(data) >= CLIP_LEVEL, axis=-1)
             self._full_scale.update(dict(enumerate(np.atleast_1d(counts).tolist())))
-        self._energy += float(np.mean(_energy(data)))
+        self._energy += float(np.mean(energy_of(data)))
         self._samples += data.shape[-1]
         self._check_duration(self._samples / SAMPLE_RATE_HZ)
         return data
@@ -390,89 +382,6 @@ def _track(container: InputContainer) -> Any:
 
     streams = container.streams.audio
     return next((each for each in streams if each.disposition & Disposition.default), streams[0])
-
-
-class _Clock:
-    """Compares the timestamps of frames with the sound that was given: what a container leaves out is silence.
-
-    Recorders leave out what nobody says, and what was lost; a film's sound may begin after its picture. Times up to
-    ``end_s`` are believed, which keeps damaged ones from becoming hours of silence. Jumps back are not followed: they
-    are those of files that were put together, or damage.
-    """
-
-    def __init__(self, begin_s: float, end_s: float | None):
-        self._position_s = begin_s
-        self._end_s = end_s
-        self._first = True
-
-    def missing_before(self, frame: Any) -> int:
-        """How many samples of silence belong before a frame, which is then taken as given."""
-        missing_s = 0.0
-        least_s = START_HOLE_S if self._first else HOLE_S
-        if frame.pts is not None and frame.time_base is not None:
-            at_s = float(frame.pts * frame.time_base)
-            ahead_s = at_s - self._position_s
-            if ahead_s > least_s and self._believes(at_s, ahead_s):
-                missing_s = ahead_s
-            elif self._first:
-                # What an encoder puts in front is taken out again, but counted.
-                self._position_s = at_s
-        self._first = False
-        self._position_s += missing_s + frame.samples / max(frame.sample_rate, 1)
-        return round(missing_s * SAMPLE_RATE_HZ)
-
-    def _believes(self, at_s: float, ahead_s: float) -> bool:
-        return ahead_s <= MOST_UNSTATED_S if self._end_s is None else at_s <= self._end_s
-
-
-def _energy(data: Samples) -> Any:
-    """The sum of squares, of each channel where there are several.
-
-    Not by `numpy.dot`, whose threads cost more than they give; single precision is enough for pieces within bounds.
-    """
-    return np.einsum("...i,...i->...", data, data)
-
-
-def _mixed(pieces: Iterator[Samples]) -> Iterator[Samples]:
-    """One channel of several, by seconds that are counted from the start; pieces of one channel stay as they are."""
-    mixer = _Mixer()
-    held: list[Samples] = []
-    count = 0
-    for piece in pieces:
-        if held and piece.shape[:-1] != held[0].shape[:-1]:
-            # Files that were put together change their channels half-way.
-            yield mixer.mix(np.concatenate(held, axis=-1))
-            held, count, mixer = [], 0, _Mixer()
-        if piece.ndim == 1:
-            yield piece
-            continue
-        held.append(piece)
-        count += piece.shape[-1]
-        if count >= SAMPLE_RATE_HZ:
-            data = np.concatenate(held, axis=-1)
-            whole = count // SAMPLE_RATE_HZ * SAMPLE_RATE_HZ
-            for start in range(0, whole, SAMPLE_RATE_HZ):
-                yield mixer.mix(data[:, start : start + SAMPLE_RATE_HZ])
-            held, count = [data[:, whole:]], count - whole
-    if held:
-        yield mixer.mix(np.concatenate(held, axis=-1))
-
-
-class _Mixer:
-    """The mean of channels; where they cancel out, as with one of two turned over, that which was loudest so far."""
-
-    def __init__(self) -> None:
-        self._energy: Any = 0.0
-
-    def mix(self, data: Samples) -> Samples:
-        energy = _energy(data).astype(np.float64)
-        self._energy = self._energy + energy
-        mean: Samples = data.mean(axis=0)
-        # Of n independent channels the mean keeps an n-th of the energy of one, of equal ones all of it.
-        if len(data) * float(_energy(mean)) < CANCELLED * float(energy.mean()):
-            loudest: Samples = data[int(np.argmax(self._energy))]
-            return loudest
-        return mean
 
 
 def trial_of(path: Path, limits: Limits, *, split_channels: bool = False) -> tuple[list[str], float]:

@@ -17,6 +17,8 @@ import pytest
 from audio_assets.errors import FileFailed, InvalidAudio
 from audio_assets.ingest import probe
 from audio_assets.speech import decode as decode_module
+from audio_assets.speech import mixing
+from audio_assets.speech.clock import Clock
 from audio_assets.speech.decode import LOUDEST, Audio, AudioStream, Limits, decode, trial_of
 from audio_assets.speech.engine import SAMPLE_RATE_HZ, Samples
 from audio_assets_tests.speech.conftest import encode, film
@@ -114,7 +116,7 @@ def test_the_mix_does_not_depend_on_where_the_decoder_cuts(opening):
 
     def mixed(step: int) -> Samples:
         pieces = (both[:, start : start + step] for start in range(0, both.shape[1], step))
-        return np.concatenate(list(decode_module._mixed(pieces)))
+        return np.concatenate(list(mixing.mixed(pieces)))
 
     for step in (37, 1152, 16_000, 50_000):
         np.testing.assert_array_equal(mixed(step), mixed(len(opening)))
@@ -613,7 +615,7 @@ def test_a_time_beyond_the_stated_end_is_not_believed():
             pts=round(at_s * 16_000), time_base=Fraction(1, 16_000), samples=16_000, sample_rate=16_000
         )
 
-    clock = decode_module._Clock(0.0, 60.0)
+    clock = Clock(0.0, 60.0)
     found = [clock.missing_before(frame(at_s)) for at_s in (0.0, 40_000.0, 2.0, 1.0, 10.0, 11.04)]
     assert found == [0, 0, 0, 0, 6 * SAMPLE_RATE_HZ, 0]
 
