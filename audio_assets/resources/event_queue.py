@@ -76,6 +76,7 @@ class EventQueueResource(ConfigurableResource):  # type: ignore[type-arg]
         refuse_in_run_config(
             context,
             {"base_url": "CLOUDFLARE_BASE_URL", "account_id": "R2_ACCOUNT_ID", "api_token": "CLOUDFLARE_API_TOKEN"},
+            type(self),
         )
 
     def configured(self) -> bool:

@@ -86,7 +86,7 @@ class R2Resource(Travelling, S3Resource):
         Raises:
             SettingsError: the run's configuration says where the bucket is, or how it is to be reached.
         """
-        refuse_in_run_config(context, _NOT_OF_A_RUN)
+        refuse_in_run_config(context, _NOT_OF_A_RUN, type(self))
 
     def get_object_to_set_on_execution_context(self) -> Any:
         """The resource itself: a client would need settings that a run without ingestion has not got."""

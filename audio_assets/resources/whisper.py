@@ -116,7 +116,7 @@ class WhisperResource(Travelling, ConfigurableResource):  # type: ignore[type-ar
         Raises:
             SettingsError: the run's configuration says where the endpoint is, or has a key.
         """
-        refuse_in_run_config(context, {"base_url": "OPENAI_BASE_URL", "api_key": "OPENAI_API_KEY"})
+        refuse_in_run_config(context, {"base_url": "OPENAI_BASE_URL", "api_key": "OPENAI_API_KEY"}, type(self))
 
     def engine_name(self) -> str:
         """``local`` or ``openai``: what `create_engine` will make."""

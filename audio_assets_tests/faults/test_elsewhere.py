@@ -301,6 +301,7 @@ def outward() -> None:
         ("r2", {"endpoint_url": WEB}, "R2_ENDPOINT_URL"),
         ("r2", {"account_id": "stranger"}, "R2_ACCOUNT_ID"),
         ("r2", {"verify": False}, "R2_ENDPOINT_URL"),
+        ("r2", {"use_ssl": False}, "R2_ENDPOINT_URL"),
         ("event_queue", {"base_url": WEB}, "CLOUDFLARE_BASE_URL"),
     ],
 )
@@ -315,6 +316,33 @@ def test_whoever_starts_a_run_cannot_send_secrets_elsewhere(
     told = " ".join(str(e.event_specific_data) + str(e.message) for e in failures)
     assert f"set {variable} in the environment" in told
     assert "it runs" not in told
+
+
+@pytest.mark.parametrize(
+    ("made", "given"),
+    [
+        *((made, {}) for made in RESOURCES.values()),
+        (R2Resource(use_ssl=False, endpoint_url=WEB), {"use_ssl": False, "endpoint_url": WEB}),
+    ],
+)
+def test_what_the_launchpad_fills_in_is_no_address_of_a_stranger(
+    made: Any, given: dict[str, Any], instance: dg.DagsterInstance
+) -> None:
+    """It fills in every field that has a value: what the definitions set, else the default."""
+    seen = []
+
+    @dg.op
+    def look(resource: dg.ResourceParam[Any]) -> None:
+        seen.append({name: getattr(resource, name) for name in given})
+
+    @dg.job(resource_defs={"resource": made})
+    def looking() -> None:
+        look()
+
+    defaults = {name: f.default for name, f in type(made).model_fields.items() if isinstance(f.default, str | int)}
+    config = {"resources": {"resource": {"config": {**defaults, **given}}}}
+    assert looking.execute_in_process(run_config=config, instance=instance).success
+    assert seen == [given]
 
 
 def test_other_fields_stay_free_in_a_run(instance: dg.DagsterInstance) -> None:
