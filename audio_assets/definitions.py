@@ -72,7 +72,7 @@ def build_definitions(**resources: Any) -> dg.Definitions:
             "home": HomeResource(),
             "mapper": MapperResource(),
             "warehouse": PartitionedDuckDBIOManager(),
-            "progress": LogProgress(),
+            "progress": dg.ResourceDefinition.hardcoded_resource(LogProgress(), LogProgress.__doc__),
             **resources,
         },
         # A process for each step costs more than most steps here; partitions run in parallel as runs.

@@ -80,6 +80,19 @@ def test_no_asset_falls_back_to_dagsters_pickles(asset: dg.AssetsDefinition) -> 
         assert all(o.dagster_type.is_nothing for o in asset.node_def.output_defs)
 
 
+def test_everything_else_introduces_itself() -> None:
+    repository = defs.get_repository_def()
+    ours = [*repository.schedule_defs, *(s for s in repository.sensor_defs if not s.name.startswith("default_"))]
+    jobs = [job for job in repository.get_all_jobs() if not job.name.startswith("__")]
+    resources = {name: made.description for name, made in repository.get_top_level_resources().items()}
+    described = {**{one.name: one.description for one in [*ours, *jobs]}, **resources}
+    assert {"nightly_schedule", "r2_event_sensor", "prefix_job", "r2", "progress"} <= described.keys()
+    for name, description in described.items():
+        assert description, name
+        # The UI reads Markdown.
+        assert ".. " not in description and "::" not in description, name
+
+
 def test_configuration_fields_explain_themselves() -> None:
     for resource in defs.resources.values() if defs.resources else []:
         if isinstance(resource, dg.ConfigurableResource):

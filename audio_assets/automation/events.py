@@ -98,6 +98,8 @@ def pull_events(
     # Below the daemon's own rhythm: an evaluation that comes a moment early is not put off to the next.
     minimum_interval_seconds=INTERVAL_S - 2,
     default_status=dg.DefaultSensorStatus.RUNNING if sensors_on() else dg.DefaultSensorStatus.STOPPED,
+    description="Hears of new and deleted objects from the bucket's event notifications: asks for one run per prefix "
+    "in which objects were written or deleted. Needs R2_EVENTS_QUEUE_ID.",
 )
 def r2_event_sensor(
     context: dg.SensorEvaluationContext, event_queue: EventQueueResource, r2: R2Resource, home: HomeResource

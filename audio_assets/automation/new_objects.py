@@ -83,6 +83,8 @@ def read_stored(
     job=prefix_job,
     minimum_interval_seconds=listing_interval_s(),
     default_status=dg.DefaultSensorStatus.RUNNING if sensors_on() else dg.DefaultSensorStatus.STOPPED,
+    description="Lists the bucket: asks for one run per prefix with new, overwritten or vanished objects, registers "
+    "new prefixes and retires those without objects and rows.",
 )
 def new_r2_objects_sensor(
     context: dg.SensorEvaluationContext,

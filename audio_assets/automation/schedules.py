@@ -19,7 +19,13 @@ discover_schedule = dg.ScheduleDefinition(
 )
 
 
-@dg.schedule(cron_schedule="0 3 * * *", target=prefix_job, execution_timezone="UTC")
+@dg.schedule(
+    cron_schedule="0 3 * * *",
+    target=prefix_job,
+    execution_timezone="UTC",
+    description="Every night at 3:00 UTC: bring the prefixes up to date that changed or have unfinished files, as told "
+    "by the listing of discover_schedule; without a recent one, every prefix.",
+)
 def nightly_schedule(
     context: dg.ScheduleEvaluationContext,
     home: HomeResource,

@@ -40,13 +40,12 @@ class PartitionedDuckDBIOManager(ConfigurableIOManager):
     `duckdb.DuckDBPyRelation`, which reads nothing before it is used. Only the partitions asked for are read, and only
     the columns named in the input's metadata.
 
-    Example:
-        .. code-block:: python
+    For example:
 
-            @asset(ins={"transcripts": AssetIn(metadata={"columns": ["id", "transcription"]})})
-            def tokens(transcripts: pa.Table) -> pa.Table: ...
+        @asset(ins={"transcripts": AssetIn(metadata={"columns": ["id", "transcription"]})})
+        def tokens(transcripts: pa.Table) -> pa.Table: ...
 
-            Definitions([tokens], resources={"io_manager": PartitionedDuckDBIOManager()})
+        Definitions([tokens], resources={"io_manager": PartitionedDuckDBIOManager()})
     """
 
     database: str | None = Field(

@@ -45,10 +45,9 @@ class EventQueueResource(ConfigurableResource):  # type: ignore[type-arg]
 
     A field that is left out is read from the environment when a tick needs it, so that definitions load without any.
 
-    Example:
-        .. code-block:: python
+    For example:
 
-            Definitions(sensors=[...], resources={"event_queue": EventQueueResource()})
+        Definitions(sensors=[...], resources={"event_queue": EventQueueResource()})
     """
 
     queue_id: str | None = Field(default=None, description="Id of the queue. By default R2_EVENTS_QUEUE_ID.")

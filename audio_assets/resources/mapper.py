@@ -89,12 +89,11 @@ class Results(Protocol[Result_co]):
 class MapperResource(ConfigurableResource):  # type: ignore[type-arg]
     """Applies stages to files: in this process, or by workers on a Ray cluster.
 
-    Example:
-        .. code-block:: python
+    For example:
 
-            with closing(mapper.map(stage, files)) as results:
-                for result in results:
-                    ...
+        with closing(mapper.map(stage, files)) as results:
+            for result in results:
+                ...
     """
 
     kind: str | None = Field(

@@ -42,10 +42,9 @@ class R2Resource(Travelling, S3Resource):
 
     A field that is left out is read from the environment when a run needs it, so that definitions load without any.
 
-    Example:
-        .. code-block:: python
+    For example:
 
-            Definitions(assets=[...], resources={"r2": R2Resource()})
+        Definitions(assets=[...], resources={"r2": R2Resource()})
     """
 
     bucket: str | None = Field(default=None, description="Name of the bucket. By default R2_BUCKET.")

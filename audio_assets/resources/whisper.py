@@ -34,10 +34,9 @@ _engines_lock = threading.Lock()
 class WhisperResource(Travelling, ConfigurableResource):  # type: ignore[type-arg]
     """Chooses and configures the engine. Whatever is not set comes from the environment when a run starts.
 
-    Example:
-        .. code-block:: python
+    For example:
 
-            whisper = WhisperResource(engine="local", model="small", beam_size=1)
+        whisper = WhisperResource(engine="local", model="small", beam_size=1)
     """
 
     engine: str | None = Field(
