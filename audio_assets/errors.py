@@ -3,6 +3,7 @@
     AudioAssetsError          anything that a user should read as one line
     ├── SettingsError         a setting, credential or bucket is missing or wrong: dooms every file (exit 4)
     ├── NoSuchPrefixError     nothing lies under a prefix that was asked for (exit 2)
+    ├── PartitionKeyError     a partition of Dagster's is none that a prefix has (exit 2)
     ├── BusyError             another run holds what this one needs (exit 5)
     │   └── SupersededError   a newer run has published what this one was about to (exit 5)
     ├── StorageError          a table, the warehouse or an export could not be read or written (exit 1)
@@ -36,6 +37,12 @@ class SettingsError(AudioAssetsError):
 
 class NoSuchPrefixError(AudioAssetsError):
     """Nothing lies under a prefix that was asked for."""
+
+    exit_code = 2
+
+
+class PartitionKeyError(AudioAssetsError, ValueError):
+    """A partition of Dagster's is none that a prefix has."""
 
     exit_code = 2
 

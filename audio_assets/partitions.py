@@ -19,6 +19,8 @@ import unicodedata
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from audio_assets.errors import PartitionKeyError
+
 if TYPE_CHECKING:
     from dagster import DynamicPartitionsDefinition
 
@@ -78,14 +80,16 @@ def prefix_for(partition_key: str) -> str:
     """The R2 prefix of a Dagster partition key; the inverse of `partition_key_for`.
 
     Raises:
-        ValueError: ``partition_key`` is not one that `partition_key_for` makes.
+        PartitionKeyError: ``partition_key`` is not one that `partition_key_for` makes.
     """
     if partition_key == ROOT_PARTITION:
         return ""
     prefix = "/" if partition_key == SLASH_PARTITION else unquote(partition_key, errors="surrogatepass") + "/"
     if not partition_key or partition_key_for(prefix) != partition_key:
-        hint = f"; did you mean {partition_key_for(prefix)!r}?" if partition_key else ""
-        raise ValueError(f"{partition_key!r} is not a partition key of a prefix{hint}")
+        hint = f". Did you mean {partition_key_for(prefix)!r}?" if partition_key else ""
+        raise PartitionKeyError(
+            f"{partition_key!r} is not a partition key of a prefix; r2_prefixes registers those of the bucket{hint}"
+        )
     return prefix
 
 

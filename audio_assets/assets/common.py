@@ -8,7 +8,14 @@ import dagster as dg
 import pyarrow as pa
 
 from audio_assets import schemas, settings
-from audio_assets.errors import AudioAssetsError, machine_trouble
+from audio_assets.errors import (
+    AudioAssetsError,
+    BusyError,
+    NoSuchPrefixError,
+    PartitionKeyError,
+    SettingsError,
+    machine_trouble,
+)
 from audio_assets.storage import validation
 from audio_assets.summary import plots
 from audio_assets.summary.preview import markdown_table, png_markdown
@@ -129,6 +136,9 @@ def readable_errors() -> Iterator[None]:
     """Turn this package's errors into a Dagster failure that shows one line and is not retried."""
     try:
         yield
+    except (SettingsError, NoSuchPrefixError, PartitionKeyError, BusyError) as error:
+        # The line says it all; where in the code it was noticed is pages that hide it.
+        raise _failure(error) from None
     except AudioAssetsError as error:
         raise _failure(error) from error
     except OSError as error:

@@ -31,8 +31,8 @@ def transcription_ledger(
     warehouse: dg.ResourceParam[PartitionedDuckDBIOManager],
 ) -> dg.MaterializeResult[pa.Table]:
     """Bring what is on record together with what the journals hold."""
-    prefix, root = prefix_for(context.partition_key), home.paths().ledger
     with readable_errors():
+        prefix, root = prefix_for(context.partition_key), home.paths().ledger
         warehouse.fence(context.run.run_id, context.partition_key)
         home.pull_ledger(prefix)
         recorded = warehouse.store().read(schemas.TRANSCRIPTION_LEDGER, [context.partition_key]).to_pylist()

@@ -127,8 +127,8 @@ def transcripts(
 ) -> dg.MaterializeResult:
     """Transcribe what the cache does not hold, and give each object of `raw_audio` its row."""
     started = time.monotonic()
-    prefix = prefix_for(context.partition_key)
     with readable_errors():
+        prefix = prefix_for(context.partition_key)
         rows = raw_audio.to_pylist()
         previous = warehouse.store().read(schemas.TRANSCRIPTS, [context.partition_key])
         mirror = home.mirror()

@@ -1,0 +1,30 @@
+"""What a user reads of a run in Dagster that failed for something to set right: one line, not pages of code."""
+
+import dagster as dg
+import pytest
+
+from audio_assets.assets.common import readable_errors
+from audio_assets.errors import SettingsError, StorageError
+from audio_assets.partitions import prefix_for
+
+
+def test_a_wrong_setting_is_told_without_the_code_that_noticed_it() -> None:
+    with pytest.raises(dg.Failure) as told, readable_errors():
+        try:
+            raise OSError("connection refused")
+        except OSError as error:
+            raise SettingsError("R2_ENDPOINT_URL cannot be reached") from error
+    assert told.value.description == "R2_ENDPOINT_URL cannot be reached"
+    assert told.value.__cause__ is None and told.value.__suppress_context__
+
+
+def test_what_nobody_could_set_right_keeps_its_story() -> None:
+    with pytest.raises(dg.Failure) as told, readable_errors():
+        raise StorageError("tokens: the file is damaged")
+    assert isinstance(told.value.__cause__, StorageError)
+
+
+@pytest.mark.parametrize("partition", ["a...b", "in-short%", ""])
+def test_a_partition_that_is_no_prefix_says_where_partitions_come_from(partition: str) -> None:
+    with pytest.raises(dg.Failure, match=r"not a partition key of a prefix.*r2_prefixes"), readable_errors():
+        prefix_for(partition)
