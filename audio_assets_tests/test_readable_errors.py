@@ -4,6 +4,7 @@ import dagster as dg
 import pytest
 
 from audio_assets.assets.common import readable_errors
+from audio_assets.assets.corpus import CorpusExportConfig
 from audio_assets.errors import SettingsError, StorageError
 from audio_assets.partitions import prefix_for
 
@@ -28,3 +29,16 @@ def test_what_nobody_could_set_right_keeps_its_story() -> None:
 def test_a_partition_that_is_no_prefix_says_where_partitions_come_from(partition: str) -> None:
     with pytest.raises(dg.Failure, match=r"not a partition key of a prefix.*r2_prefixes"), readable_errors():
         prefix_for(partition)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (CorpusExportConfig(formats=["csv"]), "unknown export format 'csv'; use some of json"),
+        (CorpusExportConfig(formats=[]), "no export format; use some of json"),
+        (CorpusExportConfig(min_grade="Z"), "unknown grade 'Z'; use one of A"),
+    ],
+)
+def test_an_export_that_cannot_be_is_a_wrong_setting(config: CorpusExportConfig, reason: str) -> None:
+    with pytest.raises(SettingsError, match=f"run config of corpus_export: {reason}"):
+        config.check()

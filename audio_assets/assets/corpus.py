@@ -21,11 +21,12 @@ from audio_assets.assets.summaries import prefix_summary, token_frequency
 from audio_assets.assets.tokens import tokens
 from audio_assets.assets.transcript_quality import transcript_quality
 from audio_assets.assets.transcripts import transcripts
+from audio_assets.errors import SettingsError
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
 from audio_assets.resources.home import HomeResource
 from audio_assets.resources.r2 import R2Resource
 from audio_assets.resources.report import MAX_LINK_HOURS, write_report
-from audio_assets.storage.exports import FORMATS, export_corpus
+from audio_assets.storage.exports import FORMATS, check_choice, export_corpus
 from audio_assets.summary import plots, statistics
 
 # Refreshes when a prefix changed and no other prefix is on its way: one refresh for a burst of runs.
@@ -134,6 +135,17 @@ class CorpusExportConfig(dg.Config):
         default=None, description="Export only transcripts of this grade or better: A, B, C, D or F. By default all."
     )
 
+    def check(self) -> None:
+        """Look for what is wrong before any work is done.
+
+        Raises:
+            SettingsError: something is asked for that does not exist; the message names the field.
+        """
+        try:
+            check_choice(self.formats, self.min_grade)
+        except ValueError as error:
+            raise SettingsError(f"the run config of corpus_export: {error}") from None
+
 
 @dg.asset(
     # The tables over all prefixes too: with the exports a home in a bucket publishes the warehouse, which holds them.
@@ -153,6 +165,7 @@ def corpus_export(
     """Write the exports, each aside and then put in place."""
     left_out: list[str] = []
     with readable_errors():
+        config.check()
         number = warehouse.fence(context.run.run_id, None)
         files = export_corpus(
             warehouse.store(),

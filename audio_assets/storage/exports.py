@@ -99,6 +99,20 @@ def _all_columns() -> dict[str, tuple[schemas.Table, str, pa.Field]]:
     return columns
 
 
+def check_choice(formats: Sequence[str], min_grade: str | None) -> None:
+    """Make sure that formats and grade are some that `export_corpus` knows.
+
+    Raises:
+        ValueError: one is unknown, or there is no format.
+    """
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown or not formats:
+        what = f"unknown export format {unknown[0]!r}" if unknown else "no export format"
+        raise ValueError(f"{what}; use some of {', '.join(FORMATS)}")
+    if min_grade is not None and min_grade not in schemas.GRADES:
+        raise ValueError(f"unknown grade {min_grade!r}; use one of {', '.join(schemas.GRADES)}")
+
+
 def export_corpus(
     store: PartitionStore,
     directory: Path,
@@ -131,11 +145,7 @@ def export_corpus(
         StorageError: a partition file is damaged and ``on_unreadable`` is not given, or the disk refused. Earlier
             exports are untouched.
     """
-    unknown = [name for name in formats if name not in FORMATS]
-    if unknown or not formats:
-        raise ValueError(f"unknown export format {unknown[0]!r}; use {', '.join(FORMATS)}" if unknown else "no format")
-    if min_grade is not None and min_grade not in schemas.GRADES:
-        raise ValueError(f"unknown grade {min_grade!r}; use one of {', '.join(schemas.GRADES)}")
+    check_choice(formats, min_grade)
     chosen = _Choice(all_columns, prefixes, include_partial, min_grade)
     wanted = [name for name in FORMATS if name in formats]
     if on_unreadable is not None:
