@@ -3,7 +3,8 @@
 import dagster as dg
 import pytest
 
-from audio_assets.assets.common import readable_errors
+from audio_assets import schemas
+from audio_assets.assets.common import errors_metadata, readable_errors
 from audio_assets.assets.corpus import CorpusExportConfig
 from audio_assets.errors import SettingsError, StorageError
 from audio_assets.partitions import prefix_for
@@ -42,3 +43,15 @@ def test_a_partition_that_is_no_prefix_says_where_partitions_come_from(partition
 def test_an_export_that_cannot_be_is_a_wrong_setting(config: CorpusExportConfig, reason: str) -> None:
     with pytest.raises(SettingsError, match=f"run config of corpus_export: {reason}"):
         config.check()
+
+
+def test_the_ui_names_the_file_that_is_wrong_also_behind_a_hundred_that_are_fine() -> None:
+    fine = [{"id": f"calls/{n:03}.wav", "status": "ok"} for n in range(100)]
+    wrong = {"id": "calls/note.mp3", "status": "invalid", "error": "not audio"}
+    vanished = {"id": "calls/old.wav", "status": "gone", "error": "no longer in the bucket"}
+    rows = [
+        {"prefix": "calls/", "cached": False, "segments": [], "flags": [], **row} for row in (*fine, wrong, vanished)
+    ]
+    shown = errors_metadata(schemas.TRANSCRIPTS.from_rows(rows))["errors"].value
+    assert shown is not None and "note" in shown and "not audio" in shown and "old" not in shown
+    assert errors_metadata(schemas.TRANSCRIPTS.from_rows(rows[:100])) == {}

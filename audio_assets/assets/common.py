@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from audio_assets import schemas, settings
 from audio_assets.errors import (
@@ -99,6 +100,15 @@ def _bounds(least: float | None, greatest: float | None) -> list[str]:
 def preview(data: pa.Table, columns: list[str]) -> dg.MarkdownMetadataValue:
     """A few rows as a table for the UI."""
     return dg.MetadataValue.md(markdown_table(data, columns))
+
+
+def errors_metadata(data: pa.Table) -> dict[str, dg.MarkdownMetadataValue]:
+    """The first rows of which something is wrong, as metadata; what vanished from the bucket is no error.
+
+    The preview has the first rows of all, and the one that a user looks for is rarely among them.
+    """
+    wrong = data.filter(pc.is_valid(pc.field("error")) & (pc.field("status") != "gone"))
+    return {"errors": preview(wrong, ["id", "status", "error"])} if wrong.num_rows else {}
 
 
 def plot_theme() -> plots.Theme:

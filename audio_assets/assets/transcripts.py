@@ -13,6 +13,7 @@ from audio_assets import checks, schemas, settings
 from audio_assets.assets.common import (
     OWNERS,
     WAREHOUSE,
+    errors_metadata,
     merge,
     preview,
     readable_errors,
@@ -187,6 +188,7 @@ def transcripts(
                 "files_per_s": round(len(done) / max(elapsed_s, 1e-3), 3),
                 **({"files_done_again": redone} if redone else {}),
                 "preview": preview(table, ["id", "transcription", "language", "cached", "status", "error"]),
+                **errors_metadata(table),
             },
             status_metadata(table),
         ),
