@@ -46,7 +46,6 @@ def transcript_quality(
         )
     found = {str(r["values"]): int(r["counts"]) for r in pc.value_counts(table.column("grade").drop_null()).to_pylist()}
     uncovered = [span for spans in table.column("uncovered").to_pylist() for span in spans or []]
-    worst = table.filter(pc.is_valid(table.column("score"))).sort_by("score")
     return dg.MaterializeResult(
         value=table,
         metadata={
@@ -54,6 +53,6 @@ def transcript_quality(
             "uncovered_spans": len(uncovered),
             "uncovered_s": round(sum(span["end_s"] - span["start_s"] for span in uncovered), 1),
             **drawn,
-            "preview": preview(worst, ["id", "grade", "score", "reason"]),
+            "preview": preview(table.sort_by("score"), ["id", "grade", "score", "reason"]),
         },
     )
