@@ -44,11 +44,14 @@ class HomeResource(Travelling, ConfigurableResource):  # type: ignore[type-arg]
     )
     prefix_depth: int | None = Field(
         default=None,
+        ge=0,
         description="Folders of a key that make its partition; by default AUDIO_ASSETS_PREFIX_DEPTH, else 1.",
     )
 
     max_disk: int | None = Field(
-        default=None, description="Bytes that the mirror may hold; by default AUDIO_ASSETS_MAX_DISK, else no limit."
+        default=None,
+        ge=0,
+        description="Bytes that the mirror may hold; by default AUDIO_ASSETS_MAX_DISK, else no limit.",
     )
 
     def paths(self) -> settings.Home:
