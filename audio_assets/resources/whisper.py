@@ -124,7 +124,8 @@ class WhisperResource(Travelling, ConfigurableResource):  # type: ignore[type-ar
         if name is None:
             name = "openai" if self._api_key(found) else "local"
         if name not in ("local", "openai"):
-            raise SettingsError(f"WHISPER_ENGINE {name!r} is unknown; use local or openai")
+            told = "engine" if self.engine else "WHISPER_ENGINE"
+            raise SettingsError(f"{told} {name!r} is unknown; use local or openai")
         return name
 
     def create_engine(self) -> Engine:

@@ -55,9 +55,12 @@ def test_openai_without_a_key_names_the_setting():
         WhisperResource(engine="openai").create_engine()
 
 
-def test_an_unknown_engine_is_refused():
-    with pytest.raises(SettingsError, match="WHISPER_ENGINE"):
-        WhisperResource(engine="parrot").create_engine()
+def test_an_unknown_engine_is_refused_by_the_name_of_where_it_was_set(monkeypatch):
+    with pytest.raises(SettingsError, match=r"^engine 'cloud' is unknown"):
+        WhisperResource(engine="cloud").create_engine()
+    monkeypatch.setenv("WHISPER_ENGINE", "cloud")
+    with pytest.raises(SettingsError, match=r"^WHISPER_ENGINE"):
+        WhisperResource().create_engine()
 
 
 @pytest.mark.weights
