@@ -6,8 +6,11 @@ import pytest
 from audio_assets import schemas
 from audio_assets.assets.common import errors_metadata, readable_errors
 from audio_assets.assets.corpus import CorpusExportConfig
+from audio_assets.assets.raw_audio import raw_audio
+from audio_assets.definitions import defs
 from audio_assets.errors import SettingsError, StorageError
-from audio_assets.partitions import prefix_for
+from audio_assets.partitions import PARTITIONS_NAME, prefix_for
+from audio_assets.settings import Home
 
 
 def test_a_wrong_setting_is_told_without_the_code_that_noticed_it() -> None:
@@ -30,6 +33,21 @@ def test_what_nobody_could_set_right_keeps_its_story() -> None:
 def test_a_partition_that_is_no_prefix_says_where_partitions_come_from(partition: str) -> None:
     with pytest.raises(dg.Failure, match=r"not a partition key of a prefix.*r2_prefixes"), readable_errors():
         prefix_for(partition)
+
+
+def test_a_prefix_without_audio_is_no_silent_success(home: Home) -> None:
+    home.audio.mkdir(parents=True)
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions(PARTITIONS_NAME, ["misspelt"])
+        done = dg.materialize(
+            [raw_audio],
+            instance=instance,
+            partition_key="misspelt",
+            resources=defs.resources,
+            run_config={"ops": {"raw_audio": {"config": {"skip_ingestion": True}}}},
+        )
+        logged = [entry.user_message for entry in instance.all_logs(done.run_id)]
+    assert any("no audio lies under 'misspelt/'" in line for line in logged)
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,12 @@ def raw_audio(
                     home.budget(),
                 )
     table = intake.table
+    if not table.num_rows:
+        # A prefix may vanish while its run is queued; one that was misspelt looks the same.
+        context.log.warning(
+            f"no audio lies under {prefix!r}: the tables of this partition have no rows. r2_prefixes registers the "
+            "prefixes that hold some"
+        )
     return dg.MaterializeResult(
         value=table,
         data_version=dg.DataVersion(content_version(table, VERSIONED)),
