@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from dagster import ConfigurableIOManager, Failure, InputContext, MetadataValue, OutputContext
+from dagster import ConfigurableIOManager, Failure, InitResourceContext, InputContext, MetadataValue, OutputContext
 from pydantic import Field
 
 from audio_assets import schemas, settings
 from audio_assets.errors import SchemaError, SupersededError
 from audio_assets.partitions import prefix_for
 from audio_assets.resources.home import HomeResource
+from audio_assets.resources.run_config import refuse_in_run_config
 
 if TYPE_CHECKING:
     from audio_assets.storage.objects import Objects
@@ -61,6 +62,14 @@ class PartitionedDuckDBIOManager(ConfigurableIOManager):
         ge=0,
         description="Seconds to wait for other writers and readers before loading is left to the next writer.",
     )
+
+    def setup_for_execution(self, context: InitResourceContext) -> None:
+        """Refuse a run that would send what is stored elsewhere.
+
+        Raises:
+            SettingsError: the run's configuration says where that is.
+        """
+        refuse_in_run_config(context, {"tables_root": "AUDIO_ASSETS_HOME"}, type(self))
 
     def store(self) -> PartitionStore:
         """The partition files."""

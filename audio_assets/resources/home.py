@@ -4,7 +4,7 @@ import errno
 import os
 from pathlib import Path
 
-from dagster import ConfigurableResource
+from dagster import ConfigurableResource, InitResourceContext
 from filelock import FileLock, Timeout
 from pydantic import Field
 
@@ -13,6 +13,7 @@ from audio_assets.errors import BusyError, SettingsError, machine_trouble
 from audio_assets.ingest.disk_budget import DiskBudget, index_path
 from audio_assets.ingest.mirror import Mirror
 from audio_assets.ingest.selection import Selection
+from audio_assets.resources.run_config import refuse_in_run_config
 from audio_assets.resources.travelling import Travelling
 from audio_assets.speech.cache import TranscriptCache
 from audio_assets.speech.ledger import journal_directory
@@ -53,6 +54,14 @@ class HomeResource(Travelling, ConfigurableResource):  # type: ignore[type-arg]
         ge=0,
         description="Bytes that the mirror may hold; by default AUDIO_ASSETS_MAX_DISK, else no limit.",
     )
+
+    def setup_for_execution(self, context: InitResourceContext) -> None:
+        """Refuse a run that would send what is stored elsewhere.
+
+        Raises:
+            SettingsError: the run's configuration says where that is.
+        """
+        refuse_in_run_config(context, {"root": "AUDIO_ASSETS_HOME"}, type(self))
 
     def paths(self) -> settings.Home:
         """The directories, absolute."""

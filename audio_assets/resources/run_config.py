@@ -37,7 +37,7 @@ def refuse_in_run_config(context: InitResourceContext, variables: Mapping[str, s
         if field in variables and not any(field in known and known[field] == value for known in unchanged):
             raise SettingsError(
                 f"{field} is not for a run's configuration, where anybody who can start a run could send secrets "
-                f"elsewhere; set {variables[field]} in the environment of the code location"
+                f"or recordings elsewhere; set {variables[field]} in the environment of the code location"
             )
 
 

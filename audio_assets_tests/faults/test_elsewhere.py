@@ -21,7 +21,9 @@ from audio_assets.ingest.download import download
 from audio_assets.ingest.listing import RemoteObject
 from audio_assets.ingest.mirror import Mirror
 from audio_assets.ingest.pages import list_pages
+from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
 from audio_assets.resources.event_queue import EventQueueResource
+from audio_assets.resources.home import HomeResource
 from audio_assets.resources.r2 import R2Resource
 from audio_assets.resources.whisper import WhisperResource
 from audio_assets.speech import openai_api
@@ -272,7 +274,13 @@ def test_https_and_this_machine_are_fine(address: str) -> None:
     OpenAIEngine(OpenAIOptions(api_key="k", base_url=f"{address}/v1")).close()
 
 
-RESOURCES = {"whisper": WhisperResource(), "r2": R2Resource(), "event_queue": EventQueueResource()}
+RESOURCES = {
+    "whisper": WhisperResource(),
+    "r2": R2Resource(),
+    "event_queue": EventQueueResource(),
+    "home": HomeResource(),
+    "warehouse": PartitionedDuckDBIOManager(),
+}
 
 
 @pytest.fixture(scope="module")
@@ -303,6 +311,8 @@ def outward() -> None:
         ("r2", {"verify": False}, "R2_ENDPOINT_URL"),
         ("r2", {"use_ssl": False}, "R2_ENDPOINT_URL"),
         ("event_queue", {"base_url": WEB}, "CLOUDFLARE_BASE_URL"),
+        ("home", {"root": f"s3://k:s@bucket/folder?endpoint_override={WEB}"}, "AUDIO_ASSETS_HOME"),
+        ("warehouse", {"tables_root": f"s3://k:s@bucket/folder?endpoint_override={WEB}"}, "AUDIO_ASSETS_HOME"),
     ],
 )
 def test_whoever_starts_a_run_cannot_send_secrets_elsewhere(
