@@ -17,6 +17,7 @@ from audio_assets.errors import FileFailed
 from audio_assets.ingest.get_object import Answer, Body, get_object
 from audio_assets.ingest.listing import RemoteObject
 from audio_assets.ingest.mirror import Mirror, ObjectState, identity_of
+from audio_assets.ingest.pages import bare_etag
 from audio_assets.ingest.remote_errors import settings_error, short, status_of
 
 ATTEMPTS = 5
@@ -312,7 +313,7 @@ def _look_again(client: Any, bucket: str, key: str) -> RemoteObject:
         if isinstance(judged, _RetryError):
             raise FileFailed(f"changed since it was listed, and cannot be looked up: {judged}") from error
         raise judged from error
-    return RemoteObject(key, head["ETag"].strip('"'), head["ContentLength"], head["LastModified"])
+    return RemoteObject(key, bare_etag(head["ETag"]), head["ContentLength"], head["LastModified"])
 
 
 def _judged(error: Exception, client: Any, bucket: str) -> Exception:

@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
+from audio_assets.ingest.pages import bare_etag
+
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 # What may stand in a header as it is; whatever else a listing says is put there by botocore, or refused.
 _ETAG = re.compile(r"[!#-~]+")
@@ -528,4 +530,4 @@ def _is_hash(own_key: str | None, encryption: str) -> bool:
 
 
 def _bare(etag: str | None) -> str | None:
-    return etag.strip('"') if etag else None
+    return bare_etag(etag) if etag else None

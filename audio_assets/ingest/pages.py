@@ -134,6 +134,17 @@ def _read(response_dict: dict[str, Any], customized_response_dict: dict[str, Any
             response_dict["body"] = _NOTHING_LEFT
 
 
+def bare_etag(told: str) -> str:
+    """An ETag without its quotes, and without the mark of a weak one.
+
+    A proxy may weaken the ETag of what it passes on; the object is the same.
+
+    >>> bare_etag('W/"9b2c"'), bare_etag('"9b2c"'), bare_etag("9b2c")
+    ('9b2c', '9b2c', '9b2c')
+    """
+    return told.removeprefix("W/").strip('"')
+
+
 def parse_page(body: bytes) -> Page | None:
     """A page from its XML; None when it is not the XML of a page.
 
@@ -166,7 +177,7 @@ def _parsed(body: bytes) -> Page | None:
     token = _next_token(
         root.findtext(space + "IsTruncated"), root.findtext(space + "NextContinuationToken"), len(keys) + len(folders)
     )
-    return Page(keys, [etag.strip('"') for etag in etags], _numbers(sizes), modified, folders, token)
+    return Page(keys, list(map(bare_etag, etags)), _numbers(sizes), modified, folders, token)
 
 
 def _next_token(is_truncated: str | None, token: str | None, entries: int) -> str | None:

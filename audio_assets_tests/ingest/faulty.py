@@ -25,10 +25,10 @@ class FaultyServer:
 
     A fault is an HTTP status, or one of ``short`` (fewer bytes than Content-Length says), ``short without length``,
     ``corrupt`` (same length, other bytes), ``reset`` (connection cut before an answer), ``overlong``, ``silence``
-    (no answer), ``no range`` and ``other range`` (all of the body, or another piece than was asked for), ``stall``
-    (half of the body, then nothing), ``held`` (no answer before `held` is set). A `listing` is sent as it is, instead
-    of the true one; the listing ``silence`` never comes. With a `barrier`, no object is sent
-    before enough requests for objects wait.
+    (no answer), ``weak`` (the ETag as a weak one), ``no range`` and ``other range`` (all of the body, or another piece
+    than was asked for), ``stall`` (half of the body, then nothing), ``held`` (no answer before `held` is set). A
+    `listing` is sent as it is, instead of the true one; the listing ``silence`` never comes. With a `barrier`, no
+    object is sent before enough requests for objects wait.
     """
 
     def __init__(self) -> None:
@@ -154,7 +154,7 @@ class FaultyServer:
                 if start:
                     self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
                 body = body[start:]
-                self.send_header("ETag", f'"{server.etags[key]}"')
+                self.send_header("ETag", f'{"W/" if fault == "weak" else ""}"{server.etags[key]}"')
                 self.send_header("Last-Modified", "Fri, 02 Jan 2026 03:04:05 GMT")
                 self.send_header("Content-Type", "audio/wav")
                 if fault == "short without length":

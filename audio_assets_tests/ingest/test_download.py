@@ -245,6 +245,13 @@ def test_an_etag_that_is_no_md5_is_not_compared(faulty: FaultyServer, faulty_cli
     assert fetch(faulty_client, listed(faulty), mirror).etag == "9b2cf535f27731c974343645a3985328-3"
 
 
+def test_a_weak_etag_is_that_of_the_same_object(faulty: FaultyServer, faulty_client: Any, mirror: Mirror) -> None:
+    faulty.put(KEY, CONTENT)
+    faulty.faults[KEY] = ["weak"]
+    assert fetch(faulty_client, listed(faulty), mirror).etag == faulty.etags[KEY]
+    assert faulty.requests == [("GET", KEY)]
+
+
 def test_an_object_overwritten_after_the_listing_is_taken_as_it_is_now(bucket: Bucket, mirror: Mirror) -> None:
     bucket.put(KEY, b"as listed")
     (found,) = list_objects(bucket.client, bucket.name)

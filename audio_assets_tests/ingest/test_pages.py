@@ -143,6 +143,12 @@ def test_a_server_that_does_not_say_whether_more_follows_is_believed_on_a_short_
     assert (page.keys, page.next_token) == (["a"], None)
 
 
+def test_a_weak_etag_is_listed_without_its_mark() -> None:
+    weak = ENTRY.format(1).replace("<ETag>e<", "<ETag>W/&quot;e&quot;<")
+    page = parse_page(PAGE.format("false", weak).encode())
+    assert page is not None and page.etags == ["e"]
+
+
 @pytest.mark.parametrize("told", ["", "yesterday", "2026-99-02T03:04:05Z", "9" * 400])
 def test_a_time_that_is_none_is_an_error_that_names_it(told: str) -> None:
     page = parse_page(PAGE.format("false", ENTRY.format(1)).replace("2026-01-02T03:04:05Z", told).encode())
