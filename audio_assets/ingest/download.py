@@ -310,10 +310,15 @@ def _look_again(client: Any, bucket: str, key: str) -> RemoteObject:
         judged = _judged(error, client, bucket)
         if isinstance(judged, _ChangedError):
             raise ObjectGone("deleted from the bucket between listing and download") from error
-        if isinstance(judged, _RetryError):
+        if isinstance(judged, _RetryError | ValueError):
+            # A time that is none is botocore's plain ValueError.
             raise FileFailed(f"changed since it was listed, and cannot be looked up: {judged}") from error
         raise judged from error
-    return RemoteObject(key, bare_etag(head["ETag"]), head["ContentLength"], head["LastModified"])
+    if "ETag" not in head or "ContentLength" not in head:
+        raise FileFailed(
+            "changed since it was listed, and the bucket does not say what it is now; the next run tries again"
+        )
+    return RemoteObject(key, bare_etag(head["ETag"]), head["ContentLength"], head.get("LastModified"))
 
 
 def _judged(error: Exception, client: Any, bucket: str) -> Exception:

@@ -38,6 +38,8 @@ class FaultyServer:
         self.starts: list[tuple[str, int]] = []
         self.requests: list[tuple[str, str]] = []
         self.listing: str | None = None
+        self.headers: dict[str, str | None] = {}
+        """Sent with each object in place of the true ones; None for none."""
         self.barrier: threading.Barrier | None = None
         self.on_answer: Callable[[], None] = lambda: None
         """Called when a request for an object has arrived."""
@@ -154,9 +156,14 @@ class FaultyServer:
                 if start:
                     self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
                 body = body[start:]
-                self.send_header("ETag", f'{"W/" if fault == "weak" else ""}"{server.etags[key]}"')
-                self.send_header("Last-Modified", "Fri, 02 Jan 2026 03:04:05 GMT")
-                self.send_header("Content-Type", "audio/wav")
+                told: dict[str, str | None] = {
+                    "ETag": f'{"W/" if fault == "weak" else ""}"{server.etags[key]}"',
+                    "Last-Modified": "Fri, 02 Jan 2026 03:04:05 GMT",
+                    "Content-Type": "audio/wav",
+                }
+                for name, value in (told | server.headers).items():
+                    if value is not None:
+                        self.send_header(name, value)
                 if fault == "short without length":
                     self.send_header("Connection", "close")
                     self.close_connection = True

@@ -261,6 +261,30 @@ def test_an_object_overwritten_after_the_listing_is_taken_as_it_is_now(bucket: B
     assert mirror.path_for(KEY).read_bytes() == b"overwritten since"
 
 
+@pytest.mark.parametrize(
+    ("headers", "what"),
+    [
+        ({"ETag": None}, "does not say what it is now"),
+        ({"Last-Modified": "yesterday"}, "cannot be looked up: Invalid timestamp"),
+        ({"Last-Modified": None}, None),
+    ],
+    ids=["no etag", "no time", "time missing"],
+)
+def test_an_overwritten_object_of_which_the_bucket_says_too_little_costs_no_other_file(
+    faulty: FaultyServer, faulty_client: Any, mirror: Mirror, headers: dict[str, str | None], what: str | None
+) -> None:
+    faulty.put(KEY, CONTENT)
+    found = listed(faulty)
+    faulty.put(KEY, CONTENT + b"more")
+    faulty.headers = headers
+    if what is None:
+        state = fetch(faulty_client, found, mirror)
+        assert (state.size_bytes, state.last_modified) == (len(CONTENT) + 4, None)
+        return
+    with pytest.raises(FileFailed, match=what):
+        fetch(faulty_client, found, mirror)
+
+
 def test_an_object_deleted_after_the_listing_is_gone(bucket: Bucket, mirror: Mirror) -> None:
     bucket.put(KEY, b"as listed")
     (found,) = list_objects(bucket.client, bucket.name)
