@@ -39,6 +39,7 @@ _ERROR_S = 30.0
 # Metadata of an object has at most 2 kB in S3, 8 kB in R2.
 _HEAD_BYTES = 64 * 1024
 _FRAMING = frozenset({"transfer-encoding", "content-encoding", "connection"})
+_INTERIM = re.compile(rb"HTTP/1\.1 1[0-9]{2}[ \r]")
 _USUAL = re.compile(r"HTTP/1\.1 (20[06])(?: .*)?")
 
 
@@ -224,7 +225,11 @@ class _Connections:
         """What came until there was a whole head, and where that ends."""
         deadline = time.monotonic() + self._read_timeout_s
         came = b""
-        while (end := came.find(b"\r\n\r\n")) < 0:
+        while (end := came.find(b"\r\n\r\n")) < 0 or _INTERIM.match(came):
+            if end >= 0:
+                # Not yet the answer, such as 100 Continue or 103 Early Hints.
+                came = came[end + 4 :]
+                continue
             if len(came) > _HEAD_BYTES:
                 raise ConnectionError(f"the head of the answer has more than {_HEAD_BYTES} bytes")
             block = connection.recv(_HEAD_BYTES)

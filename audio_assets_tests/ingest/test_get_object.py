@@ -265,9 +265,10 @@ HEAD = b'HTTP/1.1 200 OK\r\nETag: "e"\r\n'
         HEAD + b"Connection: close\r\n\r\nsound",
         HEAD.replace(b"1.1", b"1.0") + b"\r\nsound",
         b"HTTP/1.1 100 Continue\r\n\r\n" + HEAD + b"Content-Length: 5\r\n\r\nsound",
+        b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 2 + HEAD + b"Content-Length: 5\r\n\r\nsound",
         HEAD + b"X-Long: " + b"x" * 20_000 + b"\r\nContent-Length: 5\r\n\r\nsound",
     ],
-    ids=["plain", "folded", "chunked", "close", "no length", "HTTP/1.0", "after 100", "long head"],
+    ids=["plain", "folded", "chunked", "close", "no length", "HTTP/1.0", "after 100", "after 103", "long head"],
 )
 def test_an_answer_is_understood_however_it_is_put(answer: bytes) -> None:
     with saying(answer) as (url, _):
