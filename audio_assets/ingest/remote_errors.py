@@ -9,6 +9,7 @@ from typing import Any
 from audio_assets.errors import AudioAssetsError, SettingsError
 
 _WRONG_KEY = frozenset({"InvalidAccessKeyId", "InvalidArgument", "Unauthorized", "AuthorizationHeaderMalformed"})
+_ELSEWHERE = frozenset({"PermanentRedirect", "IllegalLocationConstraintException"})
 _NO_BUCKET = frozenset({"NoSuchBucket", "InvalidBucketName"})
 
 
@@ -88,6 +89,17 @@ def _from_response(error: Any, bucket: str, endpoint: str) -> SettingsError | No
         )
     if code == "RequestTimeTooSkewed":
         return SettingsError(f"the clock of this machine is too far from that of {endpoint}; set it right")
+    if (
+        code in _ELSEWHERE
+        or (code == "AuthorizationHeaderMalformed" and "region" in str(error))
+        # Of one object it may be a whim of the server.
+        or (error.operation_name == "ListObjectsV2" and 300 <= status < 400)
+    ):
+        told = " ".join(str(error.response.get("Error", {}).get("Message", "")).split())[:120]
+        return SettingsError(
+            f"R2_ENDPOINT_URL {endpoint} is not where bucket {bucket!r} is (HTTP {status} {code}: {told}); set it to "
+            "the endpoint of the bucket's own region or jurisdiction"
+        )
     if code in _WRONG_KEY and status in (400, 401, 403):
         if code == "InvalidArgument" and "access key" not in str(error).lower():
             return None

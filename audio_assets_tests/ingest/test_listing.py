@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from audio_assets.errors import SettingsError
 from audio_assets.ingest.listing import (
@@ -13,6 +14,7 @@ from audio_assets.ingest.listing import (
     list_objects,
     list_prefix,
 )
+from audio_assets.ingest.remote_errors import settings_error
 from audio_assets_tests.ingest.conftest import Bucket, plain_client
 from audio_assets_tests.ingest.faulty import FaultyServer
 
@@ -137,6 +139,25 @@ def test_folders_are_found_however_their_names_are_spelled(odd_server: str) -> N
 def test_a_missing_bucket_names_its_setting(bucket: Bucket) -> None:
     with pytest.raises(SettingsError, match="R2_BUCKET 'not-there' does not exist"):
         list(list_objects(bucket.client, "not-there"))
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        (301, "PermanentRedirect", "must be addressed using the specified endpoint"),
+        (307, "TemporaryRedirect", "re-send this request to the specified temporary endpoint"),
+        (400, "AuthorizationHeaderMalformed", "the region 'auto' is wrong; expecting 'eu-west-1'"),
+        (400, "IllegalLocationConstraintException", "incompatible for the region specific endpoint"),
+    ],
+)
+def test_a_bucket_of_another_region_names_the_endpoint_and_not_the_key(status: int, code: str, message: str) -> None:
+    told: Any = {
+        "Error": {"Code": code, "Message": message},
+        "ResponseMetadata": {"HTTPStatusCode": status},
+    }
+    found = settings_error(ClientError(told, "ListObjectsV2"), bucket="b", endpoint="https://here")
+    assert isinstance(found, SettingsError)
+    assert f"R2_ENDPOINT_URL https://here is not where bucket 'b' is (HTTP {status} {code}: {message}" in str(found)
 
 
 def test_an_endpoint_where_nothing_listens_names_its_setting() -> None:
