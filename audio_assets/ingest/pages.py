@@ -22,6 +22,8 @@ _ROOT = "ListBucketResult"
 _PAGE = "AudioAssetsPage"
 _FULL_PAGE = 1000
 """Entries of a page behind which there may be more."""
+_MOST_BYTES = (1 << 63) - 1
+"""The greatest size that a table can hold."""
 _NOTHING_LEFT = f"<{_ROOT}/>".encode()
 
 _wanted = threading.local()
@@ -68,14 +70,16 @@ def list_pages(
         arguments["Delimiter"] = delimiter
     if start_after:
         arguments["StartAfter"] = start_after
+    asked: set[str] = set()
     while True:
         with translated(client, bucket, "list the bucket"):
             page = _one(client, arguments)
         yield page
         if page.next_token is None:
             return
-        if page.next_token == arguments.get("ContinuationToken"):
+        if page.next_token in asked:
             raise AudioAssetsError(f"the listing of {bucket!r} goes in circles: the server repeats a page; try again")
+        asked.add(page.next_token)
         arguments["ContinuationToken"] = page.next_token
 
 
@@ -197,7 +201,7 @@ def _numbers(sizes: list[str]) -> list[int]:
         numbers = [int(size) for size in sizes]
     except ValueError:
         numbers = [-1]
-    if min(numbers, default=0) < 0:
+    if min(numbers, default=0) < 0 or max(numbers, default=0) > _MOST_BYTES:
         raise AudioAssetsError("a page of the listing has a size that is none; try again")
     return numbers
 

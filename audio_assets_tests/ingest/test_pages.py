@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from audio_assets.errors import AudioAssetsError
 from audio_assets.ingest.listing import objects_of
-from audio_assets.ingest.pages import _uncollected, list_pages, parse_page
+from audio_assets.ingest.pages import Page, _uncollected, list_pages, parse_page
 from audio_assets_tests.ingest.conftest import Bucket, plain_client
 from audio_assets_tests.ingest.faulty import FaultyServer
 
@@ -127,6 +129,7 @@ PAGE = "<ListBucketResult><IsTruncated>{}</IsTruncated>{}</ListBucketResult>"
         (PAGE.format("", "<NextContinuationToken>same</NextContinuationToken>"), "goes in circles"),
         (PAGE.format("false", ENTRY.format("409+")), "a size that is none"),
         (PAGE.format("false", ENTRY.format("-1")), "a size that is none"),
+        (PAGE.format("false", ENTRY.format("9" * 30)), "a size that is none"),
     ],
 )
 def test_a_listing_that_is_not_whole_is_an_error_and_never_taken_for_all_there_is(
@@ -135,6 +138,20 @@ def test_a_listing_that_is_not_whole_is_an_error_and_never_taken_for_all_there_i
     faulty.listing = listing
     with pytest.raises(AudioAssetsError, match=reason):
         list(list_pages(faulty_client, "b"))
+
+
+def test_a_listing_that_goes_in_a_wider_circle_ends_as_well() -> None:
+    tokens = itertools.cycle(["first", "second", "third"])
+
+    class Client:
+        meta = SimpleNamespace(events=SimpleNamespace(register=lambda *_, **__: None), endpoint_url="https://r2")
+
+        def list_objects_v2(self, **_: str) -> dict[str, Any]:
+            return {"AudioAssetsPage": Page([], [], [], [], [], next(tokens))}
+
+    with pytest.raises(AudioAssetsError, match="goes in circles"):
+        for _ in itertools.islice(list_pages(Client(), "b"), 10):
+            pass
 
 
 def test_a_server_that_does_not_say_whether_more_follows_is_believed_on_a_short_page() -> None:
