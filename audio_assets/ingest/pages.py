@@ -24,10 +24,15 @@ _FULL_PAGE = 1000
 """Entries of a page behind which there may be more."""
 _MOST_BYTES = (1 << 63) - 1
 """The greatest size that a table can hold."""
+_START_BYTES = 1000
+"""Within which a page says that it is one."""
 _NOTHING_LEFT = f"<{_ROOT}/>".encode()
 
 _wanted = threading.local()
-"""Whether this thread's listing wants pages: the client may be shared with callers that want dictionaries."""
+"""Whether this thread's listing wants a ``page``: the client may be shared with callers that want dictionaries.
+
+``broken`` says what was wrong with the page that came last.
+"""
 
 _registering = threading.Lock()
 
@@ -84,9 +89,17 @@ def list_pages(
 
 
 def _one(client: Any, arguments: dict[str, str]) -> Page:
-    _wanted.page = True
+    _wanted.page, _wanted.broken = True, None
     try:
         answer = client.list_objects_v2(**arguments)
+    except Exception as error:
+        if _wanted.broken is None:
+            raise
+        # The client has tried again, and takes it for an answer of no S3 server.
+        raise AudioAssetsError(
+            f"a page of the listing of {arguments['Bucket']!r} cannot be read ({_wanted.broken}): it broke off, or a "
+            "key has control characters, which this server does not encode; try again, or rename such keys"
+        ) from error
     finally:
         _wanted.page = False
     page = answer.get(_PAGE)
@@ -131,11 +144,21 @@ def _uncollected() -> Iterator[None]:
 
 def _read(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object) -> None:
     """Take the page out of a response before botocore parses it; what is no page is left for botocore to judge."""
-    if getattr(_wanted, "page", False) and response_dict["status_code"] == 200:
-        page = parse_page(response_dict["body"])
+    if not getattr(_wanted, "page", False):
+        return
+    _wanted.broken = None
+    body = response_dict["body"]
+    if response_dict["status_code"] == 200:
+        page = parse_page(body)
         if page is not None:
             customized_response_dict[_PAGE] = page
             response_dict["body"] = _NOTHING_LEFT
+    elif f"<{_ROOT}".encode() in body[:_START_BYTES]:
+        # botocore has judged already that it is no XML.
+        try:
+            ElementTree.fromstring(body)  # noqa: S314
+        except ElementTree.ParseError as error:
+            _wanted.broken = error
 
 
 def bare_etag(told: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from audio_assets.errors import AudioAssetsError
+from audio_assets.errors import AudioAssetsError, SettingsError
 from audio_assets.ingest.listing import objects_of
 from audio_assets.ingest.pages import Page, _uncollected, list_pages, parse_page
 from audio_assets_tests.ingest.conftest import Bucket, plain_client
@@ -138,6 +138,16 @@ def test_a_listing_that_is_not_whole_is_an_error_and_never_taken_for_all_there_i
     faulty.listing = listing
     with pytest.raises(AudioAssetsError, match=reason):
         list(list_pages(faulty_client, "b"))
+
+
+@pytest.mark.parametrize("damage", ["\x01.wav</Key>", ""], ids=["control character", "broken off"])
+def test_a_page_that_is_no_xml_is_not_blamed_on_the_endpoint(
+    faulty: FaultyServer, faulty_client: Any, damage: str
+) -> None:
+    faulty.listing = PAGE.format("false", ENTRY.format(1)).partition("</Key>")[0] + damage
+    with pytest.raises(AudioAssetsError, match="a page of the listing of 'b' cannot be read") as told:
+        list(list_pages(faulty_client, "b"))
+    assert not isinstance(told.value, SettingsError)
 
 
 def test_a_listing_that_goes_in_a_wider_circle_ends_as_well() -> None:
