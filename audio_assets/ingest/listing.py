@@ -45,8 +45,11 @@ class PrefixListing:
 
 
 def is_audio(key: str) -> bool:
-    """Whether the key ends like an audio file. "Directory" markers, which end in ``/``, never do."""
-    return key.lower().endswith(AUDIO_EXTENSIONS)
+    """Whether the key ends like an audio file. "Directory" markers, which end in ``/``, never do.
+
+    Nor does a key with a NUL count, which a listing can name where it is encoded: no table can hold it.
+    """
+    return key.lower().endswith(AUDIO_EXTENSIONS) and "\0" not in key
 
 
 def list_objects(
@@ -142,8 +145,7 @@ def list_prefix(
     etags: list[str] = []
     sizes: list[int] = []
     modified: list[str] = []
-    spellings = spellings_of(prefix)
-    for spelling in spellings:
+    for spelling in spellings_of(prefix):
         for page in list_pages(client, bucket, spelling, delimiter=delimiter):
             inside = [is_audio(key) and prefix_of(key, depth) == prefix for key in page.keys]
             if passed is not None and not all(inside):
@@ -155,9 +157,10 @@ def list_prefix(
             sizes += compress(page.sizes, inside)
             modified += compress(page.modified, inside)
     found = Listing(keys, etags, sizes, modified)
-    # What is spelled in several ways may be listed twice, and only the order of one listing is that of its keys.
+    # What is spelled in several ways may be listed twice, and only the order of one listing is that of its keys. Some
+    # servers repeat a key where one page ends and the next begins.
     places = sorted(range(len(keys)), key=keys.__getitem__)
-    if len(spellings) > 1:
+    if len(set(keys)) < len(keys):
         places = [i for n, i in enumerate(places) if not n or keys[i] != keys[places[n - 1]]]
     return found if places == list(range(len(keys))) else found.at(places)
 

@@ -66,7 +66,7 @@ KEYS = st.one_of(
         max_size=12,
     ).map("".join),
 ).filter(lambda key: 0 < len(key.encode()) <= 1024 and "\0" not in key)
-# No listing can name a key with a NUL: XML has no such character. The schema refuses one in a text.
+# A key with a NUL is no audio file: `is_audio`. The schema refuses one in a text.
 OTHERS = {"others/1.wav": "left alone", "others/2.wav": "too"}
 
 

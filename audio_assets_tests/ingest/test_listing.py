@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from audio_assets.ingest.listing import (
     list_objects,
     list_prefix,
 )
+from audio_assets.ingest.pages import Page
 from audio_assets.ingest.remote_errors import settings_error
 from audio_assets_tests.ingest.conftest import Bucket, plain_client
 from audio_assets_tests.ingest.faulty import FaultyServer
@@ -26,7 +28,9 @@ def test_audio_is_told_by_extension_in_any_case(key: str) -> None:
     assert is_audio(key)
 
 
-@pytest.mark.parametrize("key", ["", "wav", "a.txt", "a.wav.txt", "a.wav/", "folder/", "a.mp3.gz"])
+@pytest.mark.parametrize(
+    "key", ["", "wav", "a.txt", "a.wav.txt", "a.wav/", "folder/", "a.mp3.gz", "a\0b.wav", "a\0/b.wav"]
+)
 def test_other_keys_are_not_audio(key: str) -> None:
     assert not is_audio(key)
 
@@ -134,6 +138,15 @@ def test_folders_are_found_however_their_names_are_spelled(odd_server: str) -> N
     found = [o.key for p in prefixes for o in list_prefix(client, "letters", p.prefix, 2)]
     assert sorted(found) == sorted(keys)
     client.close()
+
+
+def test_a_key_that_two_pages_repeat_is_listed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pages(*_: Any, **__: Any) -> Iterator[Page]:
+        for keys in (["calls/1.wav", "calls/2.wav"], ["calls/2.wav", "calls/3.wav"]):
+            yield Page(keys, ["e"] * 2, [1] * 2, ["2026-01-02T03:04:05Z"] * 2, [], None)
+
+    monkeypatch.setattr("audio_assets.ingest.listing.list_pages", pages)
+    assert list_prefix(None, "b", "calls/", 1).keys == ["calls/1.wav", "calls/2.wav", "calls/3.wav"]
 
 
 def test_a_missing_bucket_names_its_setting(bucket: Bucket) -> None:
