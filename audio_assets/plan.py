@@ -10,7 +10,9 @@ from typing import Any
 
 from audio_assets import schemas
 from audio_assets.crashes import CrashMarks
-from audio_assets.ingest.listing import RemoteObject, objects_of
+from audio_assets.errors import NoSuchPrefixError
+from audio_assets.ingest.intake import IntakeOptions
+from audio_assets.ingest.listing import RemoteObject, is_audio, objects_of
 from audio_assets.ingest.selection import Selection, passed_over
 from audio_assets.ingest.sweep import Sweep
 from audio_assets.resources.home import HomeResource
@@ -93,6 +95,7 @@ def make_plan(
     Which of their objects count is what the other arguments say, and by default the environment.
 
     Raises:
+        NoSuchPrefixError: nothing lies, or lay, under one of ``prefixes``.
         SettingsError: the bucket or the engine is not configured.
     """
     r2, home = R2Resource(), HomeResource()
@@ -102,8 +105,12 @@ def make_plan(
     selection = home.selection(
         None if include is None else list(include), None if exclude is None else list(exclude), max_object_bytes
     )
-    listed, tally = _listed(r2, home.depth(), prefixes, selection)
+    listed, tally, empty = _listed(r2, home.depth(), prefixes, selection)
     rows = {r["id"]: r for r in PartitionStore(home.paths().record).read(schemas.RAW_AUDIO).to_pylist()}
+    for prefix in empty:
+        # Of what vanished since a run finds that it is gone.
+        if not any(map(IntakeOptions(key_prefixes=(prefix,)).wants, rows)):
+            raise NoSuchPrefixError(f"--prefix {prefix!r}: no audio lies there; correct it, or leave it out")
     bytes_per_s = _bytes_per_s(rows.values())
     mirror = home.mirror()
 
@@ -154,11 +161,12 @@ def make_plan(
 
 def _listed(
     r2: R2Resource, depth: int, prefixes: Sequence[str], selection: Selection
-) -> tuple[dict[str, RemoteObject], Counter[str]]:
-    """The objects to fetch, by key, and what else was counted."""
+) -> tuple[dict[str, RemoteObject], Counter[str], list[str]]:
+    """The objects to fetch, by key, what else was counted, and the prefixes under which nothing counts."""
     listed: dict[str, RemoteObject] = {}
     tally: Counter[str] = Counter()
     seen: set[str] = set()
+    empty: list[str] = []
 
     def counts(key: str) -> bool:
         # Prefixes may overlap: each key is counted once.
@@ -169,12 +177,17 @@ def _listed(
 
     client, bucket = r2.get_client(), r2.bucket_name()
     for prefix in prefixes or [""]:
+        found_any = False
+        asked = IntakeOptions(key_prefixes=(prefix,), selection=selection).wants
         for spelling in dict.fromkeys(unicodedata.normalize(form, prefix) for form in ("NFC", "NFD")):
             for _, page in Sweep.below(spelling, depth).pages(client, bucket):
+                found_any = found_any or any(is_audio(key) and asked(key) for key in page.keys)
                 found = list(objects_of(page, counts))
                 selection.count_refused([each.size_bytes for each in found], tally)
                 listed.update((each.key, each) for each in found if selection.refusal(each) is None)
-    return listed, tally
+        if not found_any and prefix:
+            empty.append(prefix)
+    return listed, tally, empty
 
 
 def _model(found: Estimate) -> dict[str, Any]:

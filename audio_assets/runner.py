@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from audio_assets.dagster_home import open_instance, state_faults
 from audio_assets.errors import AudioAssetsError, BusyError, NoSuchPrefixError, SettingsError, StorageError
 from audio_assets.forget import Forgetting
 from audio_assets.ingest.intake import IntakeOptions
+from audio_assets.ingest.listing import holds_any
 from audio_assets.ingest.selection import PASSED_OVER, Selection
 from audio_assets.partitions import PARTITIONS_NAME, partition_key_for, prefix_for, prefix_of
 from audio_assets.resources.duckdb_io import FILE_IDENTITY, PartitionedDuckDBIOManager
@@ -142,7 +144,7 @@ def run_pipeline(
 
     if options.fresh is None:
         pipeline.execute("discover_job", {"r2_prefixes": {"skip_ingestion": options.skip_ingestion, **pipeline.globs}})
-    chosen = _choose_partitions(store, options.prefixes)
+    chosen = _choose_partitions(store, options.prefixes, pipeline.lies)
     if options.fresh is not None:
         chosen = [(partition, []) for partition, _ in chosen if options.fresh.get(partition)]
     say(f"{len(chosen)} prefixes in {'the mirror' if options.skip_ingestion else 'the bucket'}")
@@ -284,6 +286,15 @@ class _Pipeline:
             None if exclude is None else list(exclude),
             self.options.max_object_bytes,
         )
+
+    def lies(self, prefix: str) -> bool:
+        """Whether audio that counts lies where the run takes it from, under keys that start with ``prefix``."""
+        if self.options.skip_ingestion:
+            wants = IntakeOptions(key_prefixes=(prefix,), selection=self.selection).wants
+            mirror = self.resource.mirror()
+            return any(map(wants, chain(mirror.files(prefix), mirror.misnamed())))
+        r2 = R2Resource()
+        return holds_any(r2.get_client(), r2.bucket_name(), prefix, self.selection.wants)
 
     def _made_by(self, partition: str) -> str | None:
         """The run that made the transcripts of a partition last, as far as Dagster's history goes."""
@@ -498,11 +509,16 @@ def _reason(what: str, error: Any) -> str:
     return f"{what}: {message}. `audio-assets run --verbose` shows the whole story"
 
 
-def _choose_partitions(store: PartitionStore, wanted: Sequence[str]) -> list[tuple[str, list[str]]]:
+def _choose_partitions(
+    store: PartitionStore, wanted: Sequence[str], lies: Callable[[str], bool]
+) -> list[tuple[str, list[str]]]:
     """The partitions that the ``--prefix`` filters touch, each with the filters that cut through it.
 
     A filter selects keys as in S3: any leading string. It takes a partition whole when the partition's prefix starts
-    with it; it cuts through a partition when it goes deeper.
+    with it; it cuts through a partition when it goes deeper. ``lies`` tells whether there is audio under a filter.
+
+    Raises:
+        NoSuchPrefixError: there is none, nor was there any, under one of the filters.
     """
     depth = settings.load().audio_assets_prefix_depth
     # Prefixes are in NFC; a terminal of macOS pastes NFD.
@@ -515,13 +531,19 @@ def _choose_partitions(store: PartitionStore, wanted: Sequence[str]) -> list[tup
     for prefix in sorted({*listed, *stored}):
         whole = [w for w in wanted if prefix.startswith(w)]
         cutting = [w for w in wanted if not prefix.startswith(w) and prefix_of(w, depth) == prefix]
-        unused -= {*whole, *cutting}
+        unused -= {*whole, *(w for w in cutting if lies(w) or _has_rows(store, prefix, w))}
         if whole or cutting or not wanted:
             chosen.append((partition_key_for(prefix), [] if whole else cutting))
     if unused:
         there = ", ".join(repr(p) for p in listed[:8]) or "none"
         raise NoSuchPrefixError(f"--prefix {sorted(unused)[0]!r}: no audio lies there. Prefixes with audio: {there}")
     return chosen
+
+
+def _has_rows(store: PartitionStore, prefix: str, wanted: str) -> bool:
+    """Whether a partition has rows of keys that start with ``wanted``: what vanished since becomes `gone`."""
+    rows = store.read(schemas.RAW_AUDIO, [partition_key_for(prefix)], ["id"], on_unreadable=lambda bad: None)
+    return any(map(IntakeOptions(key_prefixes=(wanted,)).wants, rows.column("id").to_pylist()))
 
 
 def _add(report: RunReport, result: dict[str, dict[str, Any]]) -> None:

@@ -90,6 +90,12 @@ class TestRunFlags:
     def test_prefix_without_audio_is_a_usage_error_that_lists_the_prefixes(self, local: Run) -> None:
         assert "'best-of-times/', 'in-short/'" in local("--prefix", "nowhere/", expect=2)["stderr"]
 
+    @pytest.mark.parametrize("prefix", ["nowhere", "in-short/nothing", "in-short/08.mp3/"])
+    def test_a_prefix_that_goes_deeper_than_any_file_is_one_too(self, local: Run, home: Home, prefix: str) -> None:
+        (home.audio / "at-the-root.mp3").write_bytes(b"")
+        assert f"--prefix {prefix!r}: no audio lies there" in local("--prefix", prefix, expect=2)["stderr"]
+        assert rows(home, "raw_audio") == []
+
     def test_limit_takes_in_that_many_files_over_all_prefixes(self, local: Run, home: Home) -> None:
         report = local("--limit", "3", "--skip-summary")
         assert [r["id"] for r in rows(home, "raw_audio")] == [

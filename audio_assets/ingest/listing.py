@@ -77,6 +77,21 @@ def list_objects(
         yield from objects_of(page, wants)
 
 
+def holds_any(client: Any, bucket: str, prefix: str, wants: Callable[[str], bool] = is_audio) -> bool:
+    """Whether there is an object whose key starts with ``prefix``, in NFC, and is wanted; listed to the first of them.
+
+    Raises:
+        SettingsError: the bucket, the credentials or the endpoint are wrong.
+        AudioAssetsError: the server failed in another way.
+    """
+
+    def counts(key: str) -> bool:
+        # Some servers take a leading slash for none.
+        return unicodedata.normalize("NFC", key).startswith(prefix) and wants(key)
+
+    return any(True for spelling in spellings_of(prefix) for _ in list_objects(client, bucket, spelling, wants=counts))
+
+
 def objects_of(page: Page, wants: Callable[[str], bool] = is_audio) -> Iterator[RemoteObject]:
     """The objects of a page whose keys are wanted.
 

@@ -11,6 +11,7 @@ from audio_assets.ingest.listing import (
     PrefixListing,
     RemoteObject,
     discover_prefixes,
+    holds_any,
     is_audio,
     list_objects,
     list_prefix,
@@ -138,6 +139,14 @@ def test_folders_are_found_however_their_names_are_spelled(odd_server: str) -> N
     found = [o.key for p in prefixes for o in list_prefix(client, "letters", p.prefix, 2)]
     assert sorted(found) == sorted(keys)
     client.close()
+
+
+def test_whether_a_prefix_holds_what_is_wanted_is_told_for_any_string(bucket: Bucket) -> None:
+    bucket.put("a/notes.txt", b"x")
+    bucket.put("a/Zo\u00eb.wav", b"x")
+    prefixes = ["", "a", "a/", "a/Zo\u00eb", "a/notes", "b", "/"]
+    assert [p for p in prefixes if holds_any(bucket.client, bucket.name, p)] == ["", "a", "a/", "a/Zo\u00eb"]
+    assert not holds_any(bucket.client, bucket.name, "a/", lambda key: False)
 
 
 def test_a_key_that_two_pages_repeat_is_listed_once(monkeypatch: pytest.MonkeyPatch) -> None:

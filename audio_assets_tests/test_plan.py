@@ -1,0 +1,37 @@
+"""``audio-assets plan``: what it refuses. What it counts is in `test_cli`."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from audio_assets.demo_server import WeedServer
+from audio_assets.errors import NoSuchPrefixError
+from audio_assets.plan import make_plan
+from audio_assets_tests.conftest import r2_environment
+from audio_assets_tests.ingest.conftest import remove_bucket
+
+BUCKET = "test-plan"
+
+
+@pytest.fixture
+def planned(weed: WeedServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A bucket with one audio file in it, and an engine that loads nothing."""
+    for name, value in (r2_environment(weed) | {"R2_BUCKET": BUCKET}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WHISPER_ENGINE", "openai")
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    client = weed.client()
+    client.create_bucket(Bucket=BUCKET)
+    client.put_object(Bucket=BUCKET, Key="calls/2026/a.wav", Body=b"no audio")
+    client.put_object(Bucket=BUCKET, Key="calls/notes.txt", Body=b"no audio either")
+    client.close()
+    yield
+    remove_bucket(weed, BUCKET)
+
+
+@pytest.mark.usefixtures("planned")
+@pytest.mark.parametrize("prefix", ["calls/nothing", "calls/notes", "/calls/", "call/"])
+def test_a_prefix_under_which_nothing_lies_is_refused(prefix: str) -> None:
+    assert make_plan(["calls/", "calls/2026"]).files == 1
+    with pytest.raises(NoSuchPrefixError, match=f"--prefix '{prefix}': no audio lies there"):
+        make_plan(["calls/", prefix])
