@@ -96,10 +96,11 @@ def make_plan(
 
     Raises:
         NoSuchPrefixError: nothing lies, or lay, under one of ``prefixes``.
-        SettingsError: the bucket or the engine is not configured.
+        SettingsError: the bucket or the engine is not configured, or the home holds another bucket's corpus.
     """
     r2, home = R2Resource(), HomeResource()
     r2.check()
+    home.refuse_other(r2.bucket_name())
     whisper = WhisperResource()
     whisper.create_engine()
     selection = home.selection(

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 import pytest
 
 from audio_assets.demo_server import WeedServer
-from audio_assets.errors import NoSuchPrefixError
+from audio_assets.errors import NoSuchPrefixError, SettingsError
 from audio_assets.plan import make_plan
+from audio_assets.resources.home import HomeResource
+from audio_assets.settings import Home
 from audio_assets_tests.conftest import r2_environment
 from audio_assets_tests.ingest.conftest import remove_bucket
 
@@ -27,6 +29,15 @@ def planned(weed: WeedServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     client.close()
     yield
     remove_bucket(weed, BUCKET)
+
+
+@pytest.mark.usefixtures("planned")
+def test_a_home_of_another_bucket_is_refused_as_a_run_refuses_it(home: Home) -> None:
+    assert make_plan().files == 1
+    assert not home.root.exists()
+    HomeResource().claim("another")
+    with pytest.raises(SettingsError, match="holds the corpus of the bucket 'another', and R2_BUCKET is 'test-plan'"):
+        make_plan()
 
 
 @pytest.mark.usefixtures("planned")

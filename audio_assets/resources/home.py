@@ -98,6 +98,34 @@ class HomeResource(Travelling, ConfigurableResource):  # type: ignore[type-arg]
             found.audio_assets_max_bytes if max_object_bytes is None else max_object_bytes,
         )
 
+    def refuse_other(self, bucket: str) -> None:
+        """Refuse to work for ``bucket`` with the corpus of another one; nothing is written.
+
+        Raises:
+            SettingsError: the home holds another bucket's corpus, or cannot be read.
+        """
+        paths, objects = self.paths(), self.objects()
+        if objects is not None:
+            found = objects.get("bucket")
+            holds = found[0].decode() if found else None
+        else:
+            try:
+                holds = _noted(paths.bucket)
+            except OSError as error:
+                raise SettingsError(
+                    f"AUDIO_ASSETS_HOME {paths.root} cannot be read ({error.strerror}); set it to a directory of yours"
+                ) from None
+        if holds and holds != bucket:
+            raise self._held(holds, bucket)
+
+    def _held(self, holds: str, bucket: str) -> SettingsError:
+        objects = self.objects()
+        shown, kind = (self.paths().root, "directory") if objects is None else (objects.shown, "folder")
+        return SettingsError(
+            f"AUDIO_ASSETS_HOME {shown} holds the corpus of the bucket {holds!r}, and R2_BUCKET is {bucket!r}; set "
+            f"AUDIO_ASSETS_HOME to another {kind}, one for each bucket"
+        )
+
     def claim(self, bucket: str) -> None:
         """Note that this home holds ``bucket``'s corpus.
 
@@ -114,10 +142,7 @@ class HomeResource(Travelling, ConfigurableResource):  # type: ignore[type-arg]
                 found = objects.get("bucket")
                 holds = found[0].decode() if found else bucket
                 if holds != bucket:
-                    raise SettingsError(
-                        f"AUDIO_ASSETS_HOME {objects.shown} holds the corpus of the bucket {holds!r}, and R2_BUCKET is "
-                        f"{bucket!r}; set AUDIO_ASSETS_HOME to another folder, one for each bucket"
-                    )
+                    raise self._held(holds, bucket)
             paths.root.mkdir(parents=True, exist_ok=True)
             paths.bucket.write_text(bucket, encoding="utf-8")
             return
@@ -130,10 +155,7 @@ class HomeResource(Travelling, ConfigurableResource):  # type: ignore[type-arg]
                     holds = _noted(paths.bucket) or bucket
                     atomic.write_bytes(paths.bucket, holds.encode())
             if holds != bucket:
-                raise SettingsError(
-                    f"AUDIO_ASSETS_HOME {paths.root} holds the corpus of the bucket {holds!r}, and R2_BUCKET is "
-                    f"{bucket!r}; set AUDIO_ASSETS_HOME to another directory, one for each bucket"
-                )
+                raise self._held(holds, bucket)
         except Timeout:
             raise BusyError(f"{paths.bucket} is being written by another process; run again when it is done") from None
         except OSError as error:
