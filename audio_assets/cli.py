@@ -503,6 +503,12 @@ def verify(repair: bool, as_json: bool) -> int:
     resource = HomeResource()
     home = resource.paths()
     store = PartitionStore(home.record)
+    if not storage.is_home(home, store):
+        where = home.root if home.shared is None else store.root
+        raise SettingsError(
+            f"{where}: no home is there; set AUDIO_ASSETS_HOME to the home that is meant, or make one with "
+            "`audio-assets run`"
+        )
     found = storage.verify(
         home,
         store,

@@ -477,6 +477,20 @@ class TestOtherCommands:
         done = audio_assets("verify", cwd=pipeline.home.root.parent, environment=pipeline.environment)
         assert (done.returncode, done.stdout) == (0, "everything agrees\n")
 
+    @pytest.mark.parametrize("there", [False, True])
+    def test_verify_of_a_place_where_no_home_is_says_so(
+        self, home: Home, capsys: pytest.CaptureFixture[str], there: bool
+    ) -> None:
+        if there:
+            home.root.mkdir()
+            (home.root / "letter.txt").touch()
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["verify", "--repair"])
+        told = capsys.readouterr()
+        assert (stop.value.code, told.out) == (4, "")
+        assert f"{home.root}: no home is there; set AUDIO_ASSETS_HOME" in told.err
+        assert home.root.exists() == there
+
     def test_verify_names_what_does_not_agree_and_mends_what_is_free(
         self, pipeline: PipelineRun, tmp_path: Path
     ) -> None:

@@ -123,6 +123,16 @@ def verify(
     return found
 
 
+def is_home(home: settings.Home, store: PartitionStore) -> bool:
+    """Whether anything is kept there that could disagree.
+
+    Raises:
+        StorageError: the store cannot be listed.
+    """
+    kept = (home.bucket, home.audio, home.cache, home.tables, home.warehouse, home.exports, home.locks)
+    return any(path.exists() for path in kept) or any(store.partitions(table) for table in schemas.TABLES.values())
+
+
 def _leftovers(home: settings.Home, store: PartitionStore, repair: bool) -> Iterator[Disagreement]:
     directories = [home.root, home.exports]
     if Path(store.root).is_absolute():
