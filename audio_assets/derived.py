@@ -21,7 +21,7 @@ from audio_assets.ingest.mirror import Mirror
 from audio_assets.speech.compress import encode_flac
 from audio_assets.speech.decode import AudioStream
 from audio_assets.speech.engine import SAMPLE_RATE_HZ
-from audio_assets.storage.atomic import replacing_directory, write_bytes
+from audio_assets.storage.atomic import replacing_directory, settle_directory, write_bytes
 from audio_assets.storage.objects import Objects
 from audio_assets.storage.partition_files import PartitionStore
 from audio_assets.text import subtitles
@@ -181,9 +181,13 @@ def forget(home: settings.Home, keys: Collection[str]) -> None:
     """Remove what was made of these objects, and folders that become empty.
 
     Raises:
+        BusyError: another process is writing subtitles or clips, of what is forgotten too perhaps.
         OSError: the disk refuses.
         StorageError: the labels are damaged.
     """
+    for name in (*subtitles.FORMATS, AUDIOFOLDER):
+        # One that was killed has left a folder beside its own, with whatever it had written.
+        settle_directory(home.exports / name)
     for path in list(_files_of(home, keys)):
         path.unlink(missing_ok=True)
         for folder in path.parents:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,22 @@ def test_an_empty_corpus_gives_empty_folders(home: Home) -> None:
     assert (srt.files, folder.files) == (0, 0)
     derived.forget(home, ["x/a.wav"])
     assert labels(folder.directory) == []
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["still filling", "between two renames"])
+def test_what_a_killed_writer_left_is_forgotten_too(home: Home, there: bool) -> None:
+    store(home, [transcript_row(key, [(0.5, 2.0, f"text of {key}")]) for key in ("x/a.wav", "x/b.wav")])
+    write_subtitles(home, ["srt"])
+    srt = home.exports / "srt"
+    for name in [".srt.new"] + [".srt.old"] * (not there):
+        shutil.copytree(srt, home.exports / name)
+    if not there:
+        shutil.rmtree(srt)
+
+    derived.forget(home, ["x/a.wav"])
+
+    kept = [path.relative_to(home.exports) for path in home.exports.rglob("*.srt") if path.is_file()]
+    assert kept == [Path("srt/x/b.wav.srt")]
 
 
 def test_another_version_of_a_recording_is_not_cut(home: Home) -> None:

@@ -95,33 +95,64 @@ def replacing_directory(path: Path) -> Iterator[Path]:
     """An empty directory to fill, which takes the place of ``path`` when the block ends well.
 
     When the block raises, what was filled goes and ``path`` stays as it was. Between two renames at the end ``path`` is
-    missing for a moment; a process that dies there leaves the old one beside it, and the next call clears it away.
+    missing for a moment; a process that dies there leaves the old one beside it, and the next call, or
+    `settle_directory`, puts it back.
 
     Raises:
         BusyError: another process is at it.
         OSError: the disk refused.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh, old = _beside(path)
+    with _alone_at(path):
+        _settle(path)
+        fresh.mkdir()
+        try:
+            yield fresh
+            if path.exists():
+                path.rename(old)
+            fresh.rename(path)
+        finally:
+            for left in (fresh, old):
+                if left.exists() and path.exists():
+                    shutil.rmtree(left)
+
+
+def settle_directory(path: Path) -> None:
+    """Clear away what a `replacing_directory` that was killed has left beside ``path``.
+
+    Raises:
+        BusyError: a process is at it.
+        OSError: the disk refused.
+    """
+    if any(left.exists() for left in _beside(path)):
+        with _alone_at(path):
+            _settle(path)
+
+
+def _beside(path: Path) -> tuple[Path, Path]:
+    """The directory that is to take the place of ``path``, and the one whose place it takes."""
+    return path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
+
+
+@contextlib.contextmanager
+def _alone_at(path: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh, old = (path.with_name(f".{path.name}.{state}") for state in ("new", "old"))
     try:
         with FileLock(path.with_name(f".{path.name}.lock"), timeout=0):
-            for left in (fresh, old):
-                if left.exists():
-                    shutil.rmtree(left)
-            fresh.mkdir()
-            try:
-                yield fresh
-                if path.exists():
-                    path.rename(old)
-                fresh.rename(path)
-            finally:
-                for left in (fresh, old):
-                    if left.exists() and path.exists():
-                        shutil.rmtree(left)
+            yield
     except Timeout:
         raise BusyError(f"{path}: another process is writing it; try again when it is done") from None
+
+
+def _settle(path: Path) -> None:
+    fresh, old = _beside(path)
+    if old.exists() and not path.exists():
+        old.rename(path)
+    for left in (fresh, old):
+        if left.exists():
+            shutil.rmtree(left)
 
 
 def remove_stale_temps(directory: Path) -> list[Path]:
