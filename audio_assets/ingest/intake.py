@@ -305,7 +305,6 @@ def survey(
     if options.selection.narrows:
         tally[EXCLUDED] = sum(not options.selection.matches(key) for key in listed.keys)
     wanted = wanted[: options.limit]
-    options.selection.count_refused([listed.sizes[at] for at in wanted], tally)
     chosen = set(wanted) if len(wanted) < len(listed) else None
     todo = [*changes.new, *changes.overwritten]
     skipped = 0
@@ -325,6 +324,8 @@ def survey(
             todo.append(at)
     if chosen is not None:
         todo = [at for at in todo if at in chosen]
+    # What is there already was fetched, whatever the limit is now.
+    options.selection.count_refused([listed.sizes[at] for at in todo], tally)
     tasks = listed.at(sorted(todo))
     taken = set(map(_nfc, tasks.keys))
     return Survey(

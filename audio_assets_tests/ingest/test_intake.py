@@ -385,6 +385,17 @@ def test_what_is_not_fetched_is_counted_and_has_a_status_where_it_counts(
     assert (again.changed, len(fetches), again.passed_over) == (False, 1, first.passed_over)
 
 
+def test_what_was_fetched_before_is_not_passed_over_under_a_lower_limit(
+    bucket: Bucket, mirror: Mirror, speech: bytes
+) -> None:
+    bucket.put("calls/a.wav", speech)
+    first = take(bucket, mirror)
+    bucket.put("calls/b.wav", speech)
+    again = take(bucket, mirror, first.table, selection=Selection(max_object_bytes=len(speech) - 1))
+    assert statuses(again.table) == {"calls/a.wav": "ok", "calls/b.wav": "invalid"}
+    assert again.passed_over[OVERSIZED] == 1
+
+
 def test_progress_is_told_once_per_file(bucket: Bucket, mirror: Mirror, speech: bytes) -> None:
     for name in "abc":
         bucket.put(f"calls/{name}.wav", speech)
