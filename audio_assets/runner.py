@@ -20,7 +20,7 @@ from audio_assets import dead_runs, interrupts, schemas, settings
 from audio_assets.dagster_home import open_instance, state_faults
 from audio_assets.errors import AudioAssetsError, BusyError, NoSuchPrefixError, SettingsError, StorageError
 from audio_assets.forget import Forgetting
-from audio_assets.ingest.intake import IntakeOptions
+from audio_assets.ingest.intake import IntakeOptions, restore_records
 from audio_assets.ingest.listing import holds_any
 from audio_assets.ingest.selection import PASSED_OVER, Selection
 from audio_assets.partitions import PARTITIONS_NAME, partition_key_for, prefix_for, prefix_of
@@ -446,6 +446,10 @@ def tidy_mirror(home: HomeResource, store: PartitionStore) -> None:
         # The bucket cannot give these back.
         budget.keep(id for id, status in zip(*rows.to_pydict().values(), strict=True) if status == "gone")
         budget.shrink()
+        if budget.kept():
+            whole = store.read(schemas.RAW_AUDIO, on_unreadable=lambda bad: None)
+            budget.came_back(restore_records(budget.mirror, budget, whole))
+            budget.shrink()
 
 
 def _check_words() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -230,6 +231,12 @@ def test_a_new_index_of_the_mirror_knows_which_copies_are_the_last(corpus: Corpu
     tidy_mirror(HomeResource(max_disk=1), corpus.store)
     left = {path.relative_to(corpus.home.audio).as_posix() for path in corpus.home.audio.rglob("*.wav")}
     assert left == {"calls/a.wav"}
+
+
+def test_a_copy_whose_record_is_lost_gives_way_as_well(corpus: Corpus) -> None:
+    shutil.rmtree(corpus.home.audio / ".state" / "objects")
+    tidy_mirror(HomeResource(max_disk=1), corpus.store)
+    assert not list(corpus.home.audio.rglob("*.wav"))
 
 
 def test_looks_are_never_far_ahead_of_who_asks_and_end_with_the_block(

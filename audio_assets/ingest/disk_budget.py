@@ -153,6 +153,12 @@ class DiskBudget:
         with self._transaction() as index:
             index.executemany("UPDATE files SET kept = 1 WHERE key = ? AND NOT kept", [(_bytes(k),) for k in keys])
 
+    def kept(self) -> set[str]:
+        """The files that are not dropped, since the bucket cannot give them back as far as is known."""
+        with self._transaction() as index:
+            kept = index.execute("SELECT key FROM files WHERE kept AND NOT dropped").fetchall()
+        return {key.decode("utf-8", "surrogatepass") for (key,) in kept}
+
     def came_back(self, keys: Collection[str]) -> None:
         """The bucket has these objects, be it again: their files can be had from it."""
         with self._transaction() as index:

@@ -252,6 +252,7 @@ def ingest_prefix(
         take, prefix=prefix, mirror=mirror, options=options, client=client, bucket=bucket, budget=budget
     )
     if budget is not None:
+        restore_records(mirror, budget, stored)
         budget.came_back(found.keys)
         if found.vanished:
             # Before anything is dropped for what is fetched now.
@@ -261,6 +262,30 @@ def ingest_prefix(
     table = _replaced(stored, done.rows | gone, found.replaced)
     changed = previous is None or not table.equals(previous)
     return replace(done.intake(table, len(found.keys), found.selected, changed=changed), passed_over=found.passed_over)
+
+
+def restore_records(mirror: Mirror, budget: DiskBudget, stored: pa.Table) -> list[str]:
+    """Record anew which object a file of the mirror is, where that was lost and rows of ``stored`` have the same bytes.
+
+    Without its record, which a power cut can take, a file is never dropped: it might be somebody's own. Gives the keys.
+    """
+    kept = budget.kept()
+    if not kept:
+        return []
+    fetched = pc.and_(pc.is_valid(stored.column("etag")), pc.not_equal(stored.column("status"), "gone"))
+    restored = []
+    for row in _rows_of(stored.filter(fetched), kept).to_pylist():
+        try:
+            now = mirror.inspect(row["id"])
+            if now is None or now.etag is not None or now.sha256 != row["sha256"]:
+                continue
+            told = {name: row[name] for name in ("etag", "last_modified", "content_type")}
+            mirror.record(replace(now, **told, metadata=dict(row["metadata"] or ())))
+        except FileError:
+            # Whoever needs the file says what is wrong with it.
+            continue
+        restored.append(row["id"])
+    return restored
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import pytest
 from audio_assets.errors import FileFailed
 from audio_assets.ingest import disk_budget
 from audio_assets.ingest.disk_budget import DiskBudget
-from audio_assets.ingest.intake import Intake, IntakeOptions, ingest_prefix
+from audio_assets.ingest.intake import Intake, IntakeOptions, ingest_prefix, restore_records
 from audio_assets.ingest.listing import RemoteObject
 from audio_assets.ingest.mirror import Mirror, identity_of
 from audio_assets.ingest.selection import Selection
@@ -295,6 +295,29 @@ def test_a_dropped_file_comes_back_though_its_record_is_lost(bucket: Bucket, mir
     budget.spent(["a.wav", "b.wav", "c.wav"])
     with supply(bucket, mirror, DiskBudget(mirror, 30)) as files, files.bring(missing, sha256):
         assert mirror.path_for(missing).is_file()
+
+
+@pytest.mark.parametrize("looked", [False, True], ids=["lost", "looked at since"])
+def test_a_file_whose_record_is_lost_can_be_dropped_if_its_row_has_the_same_bytes(
+    bucket: Bucket, mirror: Mirror, speech: bytes, looked: bool
+) -> None:
+    bucket.put("calls/a.wav", speech, Metadata={"speaker": "seven"})
+    bucket.put("calls/b.wav", speech + b"b")
+    rows = take(bucket, mirror, DiskBudget(mirror, None)).table
+    before = mirror.state("calls/a.wav")
+    shutil.rmtree(mirror.root / ".state" / "objects")
+    mirror.path_for("calls/b.wav").write_bytes(b"mine now")
+    if looked:
+        assert mirror.inspect("calls/a.wav")
+    budget = DiskBudget(mirror, 1)
+    budget.shrink()
+    assert budget.kept() == {"calls/a.wav", "calls/b.wav"}
+
+    budget.came_back(restore_records(mirror, budget, rows))
+    budget.shrink()
+
+    assert (set(mirror.files()), set(mirror.dropped())) == ({"calls/b.wav"}, {"calls/a.wav"})
+    assert mirror.state("calls/a.wav") == before
 
 
 def shas(mirror: Mirror, keys: Sequence[str]) -> dict[str, str]:
