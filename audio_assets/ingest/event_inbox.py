@@ -79,7 +79,7 @@ class EventInbox:
                 self.malformed_file.replace(self.malformed_file.with_suffix(".old.jsonl"))
             with self.malformed_file.open("ab") as file:
                 for message in fresh.values():
-                    file.write(json.dumps(message).encode() + b"\n")
+                    file.write(_line(message))
                 file.flush()
                 os.fsync(file.fileno())
             # A kill between the file and this leaves a line that comes twice, never one that is missing.
@@ -157,3 +157,11 @@ class EventInbox:
 
     def _transaction(self) -> AbstractContextManager[sqlite3.Connection]:
         return transaction(self.database, _SCHEMA, "counts")
+
+
+def _line(message: dict[str, Any]) -> bytes:
+    """A message as a line of JSON; without its body where that cannot be written, as none that is too deep can."""
+    try:
+        return json.dumps(message).encode() + b"\n"
+    except (ValueError, RecursionError):
+        return json.dumps(message | {"body": None}).encode() + b"\n"

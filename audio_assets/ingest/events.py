@@ -85,8 +85,11 @@ def parse_event(body: object, account: str, bucket: str) -> ObjectEvent:
         raise MalformedEvent("its key is not Unicode text") from None
     if size > KEY_MAX_BYTES:
         raise MalformedEvent(f"its key has {size} bytes; R2 allows {KEY_MAX_BYTES}")
-    # The order of the members says nothing, so that two spellings of one event are one.
-    told = json.dumps(event, sort_keys=True)
+    try:
+        # The order of the members says nothing, so that two spellings of one event are one.
+        told = json.dumps(event, sort_keys=True)
+    except (ValueError, RecursionError):
+        raise MalformedEvent("nested too deeply, or with numbers too large") from None
     return ObjectEvent(
         id=hashlib.sha256(told.encode()).hexdigest(),
         action=action,

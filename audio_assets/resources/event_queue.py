@@ -191,8 +191,10 @@ def _reason(told: dict[str, Any]) -> str:
 def _message(told: dict[str, Any]) -> QueueMessage:
     attempts = told.get("attempts")
     name = told.get("id")
+    known = name if isinstance(name, str) and name else told["lease_id"]
     return QueueMessage(
-        id=name if isinstance(name, str) and name else told["lease_id"],
+        # JSON can name half a character, which neither a log nor a database can hold.
+        id=known.encode("utf-8", "backslashreplace").decode(),
         body=told.get("body"),
         lease_id=told["lease_id"],
         attempts=attempts if isinstance(attempts, int) else 1,

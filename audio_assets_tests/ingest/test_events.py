@@ -2,13 +2,16 @@
 
 import base64
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from audio_assets.ingest.event_inbox import EventInbox
 from audio_assets.ingest.events import CREATING, DELETING, MalformedEvent, parse_event
+from audio_assets.resources.event_queue import _message
 
 EVENT: dict[str, Any] = {
     "account": "abc",
@@ -49,6 +52,22 @@ def test_the_same_event_told_twice_has_one_id_whatever_the_order_of_its_members(
 def test_keys_of_every_script_and_form_come_through() -> None:
     for key in ("Gespräche/a.wav", "通话/录音.mp3", "a b/ c.wav", "x/\x00.wav", "/a.wav", "100%.wav"):
         assert parse(EVENT, object={"key": key}).key == key
+
+
+def test_an_event_that_is_nested_too_deeply_is_malformed_and_set_aside_without_its_body(tmp_path: Path) -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    body = {**EVENT, "extra": deep}
+    with pytest.raises(MalformedEvent, match="nested too deeply"):
+        parse_event(body, "abc", "recordings")
+    inbox = EventInbox(tmp_path)
+    assert inbox.set_aside([{"id": "m", "reason": "nested", "attempts": 1, "body": body}], 0.0) == 1
+    assert json.loads(inbox.malformed_file.read_text(encoding="utf-8"))["body"] is None
+
+
+def test_a_message_is_named_in_whole_characters_whatever_the_queue_says() -> None:
+    assert _message({"id": "a\ud800", "lease_id": "l", "body": ""}).id == "a\\ud800"
 
 
 @pytest.mark.parametrize(
