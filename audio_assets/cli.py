@@ -50,9 +50,12 @@ class _Size(click.ParamType):  # type: ignore[type-arg]
         from audio_assets.settings import byte_count
 
         try:
-            return byte_count(str(value))
+            size = byte_count(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
+        if size == 0:
+            self.fail(f"{value!r} leaves room for nothing; give more, or leave the option out", param, ctx)
+        return size
 
 
 _include = click.option(

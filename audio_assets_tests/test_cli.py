@@ -67,6 +67,17 @@ def rows(home: Home, table: str) -> list[dict[str, Any]]:
     return [r for path in sorted((home.tables / table).glob("*.parquet")) for r in pq.read_table(path).to_pylist()]
 
 
+@pytest.mark.parametrize("size", ["0", "0GB", "0.2"])
+@pytest.mark.parametrize("command", [("run", "--max-size"), ("run", "--max-disk"), ("plan", "--max-size")])
+def test_a_size_of_no_byte_is_a_usage_error(
+    command: tuple[str, ...], size: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*command, size])
+    assert stop.value.code == 2
+    assert f"{size!r} leaves room for nothing" in capsys.readouterr().err
+
+
 @pytest.mark.weights
 class TestRunFlags:
     def test_skip_ingestion_takes_the_mirror_without_any_r2_setting(self, local: Run, home: Home) -> None:
