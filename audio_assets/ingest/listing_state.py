@@ -22,6 +22,10 @@ ABSENT_SCANS = 2
 """A partition without rows is retired when so many complete scans in a row have not seen its prefix: an object that was
 just announced by another way may not be in a scan that began before it."""
 
+RETIRED_AT_ONCE = 500
+"""Most partitions that one tick retires: Dagster's daemon deletes them one by one, each in some 10 ms, and no other
+sensor has its turn meanwhile."""
+
 _DIGEST_BYTES = 16
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS prefixes (
@@ -248,7 +252,7 @@ def compare(
         again,
         [state for state, _ in new],
         waiting,
-        sorted(retired),
+        sorted(retired)[:RETIRED_AT_ONCE],
         [state for prefix, state in changed.items() if prefix not in forgotten],
         sorted(forgotten),
     )

@@ -17,7 +17,7 @@ from audio_assets.demo import demo_objects
 from audio_assets.demo_server import WeedServer
 from audio_assets.ingest import bucket_scan
 from audio_assets.ingest.intake import ingest_prefix
-from audio_assets.ingest.listing_state import ListingState
+from audio_assets.ingest.listing_state import RETIRED_AT_ONCE, ListingState, PrefixState, compare
 from audio_assets.ingest.mirror import Mirror
 from audio_assets.partitions import PARTITIONS_NAME, prefix_for
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
@@ -154,6 +154,25 @@ def test_a_prefix_without_objects_and_rows_is_retired_after_two_looks(
     assert instance.get_dynamic_partitions(PARTITIONS_NAME) == ["somebody's own..."]
     bucket.put("never-there/a.ogg")
     assert list(requests(tick())) == ["never-there"]
+
+
+def test_a_bucket_that_was_emptied_is_retired_over_several_ticks() -> None:
+    registered = {f"p{n:05d}/" for n in range(2 * RETIRED_AT_ONCE + 1)}
+    states: dict[str, PrefixState] = {}
+    retired: list[int] = []
+    for now in range(6):
+        found = compare(
+            {},
+            states,
+            registered=registered,
+            is_busy=lambda prefix: False,
+            has_run=lambda key: False,
+            limit=1,
+            now=now,
+        )
+        retired.append(len(found.retired))
+        registered -= set(found.retired)
+    assert retired == [0, RETIRED_AT_ONCE, RETIRED_AT_ONCE, 1, 0, 0]
 
 
 def test_a_prefix_whose_rows_were_forgotten_is_retired(
