@@ -342,7 +342,7 @@ def survey(
             options.scratch
             or present.get(id) == (listed.sizes[at], modified_us)
             or dropped.get(id) == (listed.etags[at], listed.sizes[at])
-            or mirror.holds(listed[at])
+            or _holds(mirror, listed[at])
         ):
             skipped += 1
         else:
@@ -363,6 +363,14 @@ def survey(
         replaced={id for id in [*changes.replaced, *changes.respelled.values()] if _nfc(id) in taken},
         passed_over=tally,
     )
+
+
+def _holds(mirror: Mirror, found: RemoteObject) -> bool:
+    """`Mirror.holds`; False also for a file that cannot be read: whoever takes it in says why, in its row."""
+    try:
+        return mirror.holds(found)
+    except FileError:
+        return False
 
 
 def ingest_mirror(

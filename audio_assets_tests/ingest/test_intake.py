@@ -396,6 +396,20 @@ def test_what_was_fetched_before_is_not_passed_over_under_a_lower_limit(
     assert again.passed_over[OVERSIZED] == 1
 
 
+def test_a_directory_in_the_place_of_a_file_costs_that_file_alone(
+    bucket: Bucket, mirror: Mirror, speech: bytes
+) -> None:
+    bucket.put("calls/a.wav", speech)
+    bucket.put("calls/b.wav", speech)
+    first = take(bucket, mirror)
+    mirror.path_for("calls/a.wav").unlink()
+    mirror.path_for("calls/a.wav").mkdir()
+    bucket.put("calls/c.wav", speech)
+    again = take(bucket, mirror, first.table)
+    assert statuses(again.table) == {"calls/a.wav": "failed", "calls/b.wav": "ok", "calls/c.wav": "ok"}
+    assert "a.wav cannot be read (Is a directory)" in row(again.table, "calls/a.wav")["error"]
+
+
 def test_progress_is_told_once_per_file(bucket: Bucket, mirror: Mirror, speech: bytes) -> None:
     for name in "abc":
         bucket.put(f"calls/{name}.wav", speech)
