@@ -41,6 +41,18 @@ def test_a_home_of_another_bucket_is_refused_as_a_run_refuses_it(home: Home) -> 
 
 
 @pytest.mark.usefixtures("planned")
+@pytest.mark.parametrize("note", [b"\xff\xfe", b"\0\0\0\0"])
+def test_a_home_whose_note_of_its_bucket_is_damaged_says_what_to_do(home: Home, note: bytes) -> None:
+    home.root.mkdir()
+    home.bucket.write_bytes(note)
+    for ask in (make_plan, lambda: HomeResource().claim(BUCKET)):
+        with pytest.raises(
+            SettingsError, match=f"{home.bucket}: damaged.*if it is that of '{BUCKET}', remove the file"
+        ):
+            ask()
+
+
+@pytest.mark.usefixtures("planned")
 @pytest.mark.parametrize("prefix", ["calls/nothing", "calls/notes", "/calls/", "call/"])
 def test_a_prefix_under_which_nothing_lies_is_refused(prefix: str) -> None:
     assert make_plan(["calls/", "calls/2026"]).files == 1

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from pathlib import Path
 
 from dagster import ConfigurableResource, InitResourceContext
@@ -28,6 +29,8 @@ _caches: dict[str, SharedTranscriptCache] = {}
 
 
 _CLAIMING_S = 30.0
+
+_BUCKET_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
 
 _COPY = ".copy.jsonl"
 """Ending of a journal that another machine wrote: it is never brought back to the bucket."""
@@ -107,7 +110,7 @@ class HomeResource(Travelling, ConfigurableResource):  # type: ignore[type-arg]
         paths, objects = self.paths(), self.objects()
         if objects is not None:
             found = objects.get("bucket")
-            holds = found[0].decode() if found else None
+            holds = found[0].decode("utf-8", "replace") if found else None
         else:
             try:
                 holds = _noted(paths.bucket)
@@ -120,6 +123,12 @@ class HomeResource(Travelling, ConfigurableResource):  # type: ignore[type-arg]
 
     def _held(self, holds: str, bucket: str) -> SettingsError:
         objects = self.objects()
+        if not _BUCKET_NAME.fullmatch(holds):
+            note = str(self.paths().bucket) if objects is None else f"{objects.shown}/bucket"
+            return SettingsError(
+                f"{note}: damaged, and AUDIO_ASSETS_HOME does not say whose corpus it holds; if it is that of "
+                f"{bucket!r}, remove the file, then run again"
+            )
         shown, kind = (self.paths().root, "directory") if objects is None else (objects.shown, "folder")
         return SettingsError(
             f"AUDIO_ASSETS_HOME {shown} holds the corpus of the bucket {holds!r}, and R2_BUCKET is {bucket!r}; set "
@@ -140,7 +149,7 @@ class HomeResource(Travelling, ConfigurableResource):  # type: ignore[type-arg]
         if objects is not None:
             if objects.put("bucket", bucket.encode(), is_new=True) is None:
                 found = objects.get("bucket")
-                holds = found[0].decode() if found else bucket
+                holds = found[0].decode("utf-8", "replace") if found else bucket
                 if holds != bucket:
                     raise self._held(holds, bucket)
             paths.root.mkdir(parents=True, exist_ok=True)
@@ -267,6 +276,6 @@ def _pushed(journal: Path) -> int:
 def _noted(path: Path) -> str | None:
     """What a small file says; None when there is none."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return None
