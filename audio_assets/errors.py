@@ -61,6 +61,8 @@ class StorageError(AudioAssetsError):
     """A table, the warehouse or an export could not be read or written."""
 
 
+_IN_THE_WAY = "Move away what lies in its place"
+
 _MACHINE = {
     errno.ENOSPC: "Free some space",
     errno.EDQUOT: "Free some space",
@@ -70,15 +72,23 @@ _MACHINE = {
     errno.EMFILE: "Allow more open files (`ulimit -n 1024`)",
     errno.ENFILE: "Close some programs",
     errno.EIO: "Check the disk",
+    errno.EEXIST: _IN_THE_WAY,
+    errno.EISDIR: _IN_THE_WAY,
+    errno.ENOTDIR: _IN_THE_WAY,
+    errno.ELOOP: _IN_THE_WAY,
 }
 
 
 def machine_trouble(error: OSError) -> StorageError | None:
-    """What a disk that is full, read-only or broken, or a lack of file handles, means to a user; None if it is none."""
+    """What a disk that is full, read-only or broken, a lack of file handles, or a file or directory where the other
+    should be, means to a user; None if it is none of these.
+    """
     cure = _MACHINE.get(error.errno) if error.errno is not None else None
     if cure is None or error.errno is None:
         return None
-    where = f"{error.filename}: " if error.filename else ""
+    # Of a rename the second name is the one that people know.
+    named = error.filename2 or error.filename
+    where = f"{named}: " if named else ""
     return StorageError(
         f"{where}{os.strerror(error.errno)}; what was stored before is untouched. {cure}, then run again"
     )

@@ -311,6 +311,19 @@ class TestMistakes:
         assert line.startswith(f"error: {home.root / directory}: ")
         assert "File exists" in line
 
+    def test_a_file_in_the_place_of_a_directory_is_one_line(
+        self, home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        home.root.mkdir()
+        home.locks.touch()
+        monkeypatch.setattr("audio_assets.doctor.diagnose", lambda: partition_lock(home, "calls").__enter__())
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["doctor"])
+        told = capsys.readouterr().err
+        assert (stop.value.code, len(told.splitlines())) == (1, 1)
+        assert told.startswith(f"error: {home.locks}: File exists; ")
+        assert "Move away what lies in its place, then run again" in told
+
     def test_a_disk_that_refuses_is_one_line_wherever_it_does(
         self, home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
