@@ -135,7 +135,14 @@ class Directory:
         """Open ``path`` for random reads."""
         import pyarrow as pa
 
-        with pa.OSFile(str(self.root / path)) as source:
+        target = self.root / path
+        try:
+            source = pa.OSFile(str(target))
+        except OSError:
+            if target.is_dir():
+                raise StorageError(f"{target}: a directory where a file should be; move it elsewhere") from None
+            raise
+        with source:
             yield source
 
     def fragment(self, path: str) -> Any:

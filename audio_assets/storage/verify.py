@@ -6,6 +6,7 @@ downloaded or transcribed again is named, with the command that does it, and lef
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -280,7 +281,9 @@ def _cache(
             kept = {name: value for name, value in row.items() if name not in _NOT_CACHED_COLUMNS}
             kept["segments"] = [{**segment, "flags": segment.get("flags") or []} for segment in row["segments"] or []]
             kept["flags"] = row["flags"] or []
-            cache.put(*key, kept)
+            # What cannot be stored stays on the list; the others are mended all the same.
+            with contextlib.suppress(OSError):
+                cache.put(*key, kept)
         yield Disagreement(
             "no readable entry, so it would be transcribed again"
             if entry is None
@@ -383,7 +386,11 @@ def _exports(directory: Path, store: PartitionStore, repair: bool) -> Iterator[D
 def _export_problem(path: Path, entry: dict[str, Any], store: PartitionStore) -> str | None:
     if not path.exists():
         return f"missing, although {exports.MANIFEST} lists it"
-    if exports.sha256_of(path) != entry.get("sha256"):
+    try:
+        sha256 = exports.sha256_of(path)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if sha256 != entry.get("sha256"):
         return f"its bytes are not those that {exports.MANIFEST} describes"
     try:
         record = exports.record_digest(

@@ -1,6 +1,7 @@
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -226,6 +227,33 @@ def test_a_disagreement_is_named_with_its_fix_and_mended_where_that_is_free(
 def damage_raw_audio(e: Everything) -> None:
     path = e.file(RAW_AUDIO, "a")
     path.write_bytes(path.read_bytes()[:100])
+
+
+def test_a_directory_in_the_place_of_an_export_is_named(all_: Everything) -> None:
+    export = all_.home.exports / "corpus.jsonl"
+    export.unlink()
+    export.mkdir()
+    assert [d.line for d in all_.verify()] == [
+        f"{export}: cannot be read (Is a directory); run `audio-assets export` to write it again"
+    ]
+
+
+def test_a_directory_in_the_place_of_a_partition_file_is_to_be_moved_and_not_to_be_repaired(all_: Everything) -> None:
+    path = all_.file(TRANSCRIPTS, "a")
+    path.unlink()
+    path.mkdir()
+    lines = [d.line for d in all_.verify(repair=True)]
+    assert f"{path}: a directory where a file should be; move it elsewhere" in lines
+    assert path.is_dir()
+
+
+def test_a_cache_that_cannot_be_written_keeps_nothing_else_from_being_mended(all_: Everything) -> None:
+    shutil.rmtree(all_.home.cache)
+    all_.home.cache.touch()
+    all_.home.warehouse.unlink()
+    found = all_.verify(repair=True)
+    assert {d.repaired for d in found if d.where.startswith("cache entry")} == {False}
+    assert {d.repaired for d in found if d.where.startswith("warehouse")} == {True}
 
 
 @pytest.mark.parametrize(("damage", "table"), [(cut_short, TRANSCRIPTS), (damage_raw_audio, RAW_AUDIO)])
