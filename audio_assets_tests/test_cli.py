@@ -212,7 +212,9 @@ class TestRunFlags:
     def test_the_summary_line_counts_and_the_next_command_follows(self, mirror: Path, home: Home) -> None:
         done = audio_assets("run", "--skip-ingestion", cwd=home.root, environment=_local_environment(home))
         lines = done.stdout.splitlines()
-        assert any(re.fullmatch(r"4 ok · 1 invalid · 0 cached · 0 failed · [\d m]+ s · \$0\.00", line) for line in lines)
+        assert any(
+            re.fullmatch(r"4 ok · 1 invalid · 0 cached · 0 failed · [\d m]+ s · \$0\.00", line) for line in lines
+        )
         assert lines[-1].startswith("next ")
         assert "invalid: in-short/note.mp3" in done.stdout
 

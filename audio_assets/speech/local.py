@@ -13,7 +13,7 @@ from audio_assets.errors import FileError, FileFailed, SettingsError
 from audio_assets.settings import expanded
 from audio_assets.speech.engine import Clip, ClipResult, Timings, WindowPlan, fingerprint_of
 from audio_assets.speech.languages import asked_for
-from audio_assets.speech.packing import PackedWhisper, PackingOptions
+from audio_assets.speech.packing import SILENCE, SILENCE_OF, PackedWhisper, PackingOptions
 
 ENGINE_VERSION = 8
 """Raised whenever the text that comes out changes for the same input and options."""
@@ -85,7 +85,8 @@ class LocalEngine:
             language_per_window=options.language_per_window,
         )
         _check_language(language, options.model, loaded.model)
-        self._packed = PackedWhisper(loaded.model, self._shape)
+        self._silence = SILENCE_OF.get(self.model, SILENCE)
+        self._packed = PackedWhisper(loaded.model, self._shape, self._silence)
 
     @property
     def timings(self) -> Timings:
@@ -101,6 +102,7 @@ class LocalEngine:
                 "weights": self._weights,
                 "compute_type": self.options.compute_type,
                 **asdict(self._shape),
+                **asdict(self._silence),
             }
         )
 

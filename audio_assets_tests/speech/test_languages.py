@@ -19,6 +19,7 @@ from audio_assets.errors import SettingsError
 from audio_assets.speech.cache import TranscriptCache
 from audio_assets.speech.decode import decode
 from audio_assets.speech.engine import SAMPLE_RATE_HZ, Samples
+from audio_assets.speech.judge import words_of
 from audio_assets.speech.local import LocalEngine, LocalOptions
 from audio_assets.speech.transcribe import AudioFile, FileTranscript, transcribe_files
 from audio_assets_tests.speech.conftest import announcement, as_file
@@ -57,6 +58,23 @@ def transcribe(base: LocalOptions, cache: TranscriptCache) -> Transcribe:
         return {r.id: r for r in transcribe_files(files, engine, cache)}
 
     return run
+
+
+def test_a_word_that_is_all_there_is_is_said_once(transcribe):
+    """Whisper base takes more silence behind a word than tiny.en before it believes that it is over."""
+    words = [
+        "digits/14",
+        "digits/18",
+        "digits/7",
+        "phonetic/a_p",
+        "phonetic/o_p",
+        "digits/mon-8",
+        "vm-press",
+        "extension",
+    ]
+    results = transcribe(*(as_file(announcement("en", name), name) for name in words))
+    texts = [words_of(r.transcription or "") for r in results.values()]
+    assert sum(len(text) == 1 for text in texts) >= len(words) - 1
 
 
 def test_the_language_of_each_recording_is_found_with_its_probability(

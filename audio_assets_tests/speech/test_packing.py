@@ -73,7 +73,7 @@ def test_the_tail_of_silence_makes_whisper_stop(local_engine, two_cities):
     """
     packed = local_engine._packed
     clips = [Clip("x", two_cities[s * SAMPLE_RATE_HZ : (s + 5) * SAMPLE_RATE_HZ]) for s in range(2, 38, 2)]
-    states = [packed._encode(packed._features(c.samples, packing.TRAILING_S)) for c in clips]
+    states = [packed._encode(packed._features(c.samples, 0.5)) for c in clips]
     with_tail = packed._generate(packed._pack(states), clips, ["en"] * len(clips))
     bare = [packed._generate(s[None], [c], ["en"])[0] for s, c in zip(states, clips, strict=True)]
     stopped, ran = (sum(packing.runs_away(d, c) for d, c in zip(x, clips, strict=True)) for x in (with_tail, bare))
@@ -86,7 +86,8 @@ def test_the_encoder_never_sees_more_than_the_clip(local_engine, clips, monkeypa
     encode = local_engine._packed._encode
     monkeypatch.setattr(local_engine._packed, "_encode", lambda f: seen.append(f.shape[1]) or encode(f))
     list(local_engine.transcribe(clips))
-    assert seen == [pytest.approx(100 * (c.duration_s + packing.trailing_s(c.duration_s)), abs=2) for c in clips]
+    behind = packing.SILENCE_OF["tiny.en"].behind
+    assert seen == [pytest.approx(100 * (c.duration_s + behind(c.duration_s)), abs=2) for c in clips]
     assert max(seen) < 1000
 
 
