@@ -25,7 +25,7 @@ if os.environ.get("DEADLY"):
     import av
     opened = av.open
     def open(file, *arguments, **options):
-        if os.environ["DEADLY"] in (file if isinstance(file, str) else file.read.__self__.name):
+        if os.environ["DEADLY"] in (file if isinstance(file, str) else file.seek.__self__.name):
             os.kill(os.getpid(), int(os.environ["DEADLY_SIGNAL"]))
         return opened(file, *arguments, **options)
     av.open = open
