@@ -74,6 +74,7 @@ def rows(home: Home, table: str) -> list[dict[str, Any]]:
     return [r for path in sorted((home.tables / table).glob("*.parquet")) for r in pq.read_table(path).to_pylist()]
 
 
+@pytest.mark.slow
 def test_a_capped_run_stops_in_time_the_next_one_goes_on_and_the_book_adds_up(
     command: Command,
     home: Home,
@@ -161,6 +162,7 @@ def test_what_a_failed_step_has_spent_is_on_record(
     assert sum(r["cost_usd"] for r in book) == pytest.approx(4 * PRICE)
 
 
+@pytest.mark.slow
 def test_the_runs_of_a_backfill_share_one_cap(
     command: Command,
     home: Home,

@@ -371,6 +371,7 @@ def publish() -> str:
     return str(read_json(HomeResource().objects().get(published.LATEST))["file"])  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_nothing_of_what_vanished_is_left_in_a_home_in_a_bucket(objects: Objects) -> None:
     home = HomeResource().paths()
     put(home, {"calls/a.wav": "ok", "calls/b.wav": "ok", "old/c.wav": "gone"})

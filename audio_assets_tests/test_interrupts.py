@@ -80,6 +80,7 @@ def test_a_run_ends_between_two_partitions_though_started_in_the_background(
     assert len(list((two_partitions.tables / "transcripts").glob("*.parquet"))) == 1
 
 
+@pytest.mark.slow
 def test_a_run_ends_when_dagster_takes_note_of_a_signal_and_drops_it(two_partitions: Home) -> None:
     """Behind the last step of a job Dagster's own handlers are in place, and no step is left to be interrupted."""
     code, out, err = run(two_partitions, RUN, signal.SIGTERM, "RUN_SUCCESS")

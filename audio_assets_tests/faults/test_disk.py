@@ -71,8 +71,8 @@ def clear(ended: Ended) -> None:
         assert "then run" in error, error
 
 
-LONGEST = "mirror"
-QUICK_AND_SLOW = [pytest.param(p, id=p, marks=[pytest.mark.slow] * (p == LONGEST)) for p in PARTS]
+LONGEST = ("mirror", "cache", "record")
+QUICK_AND_SLOW = [pytest.param(p, id=p, marks=[pytest.mark.slow] * (p in LONGEST)) for p in PARTS]
 
 
 @pytest.mark.parametrize("full", QUICK_AND_SLOW, indirect=True)

@@ -219,6 +219,7 @@ def test_ctrl_c_at_each_point(
         tried(request, trial + 1)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_does_not_count_as_started_for_ever(
     victims: Victims,
     settings: dict[str, str],

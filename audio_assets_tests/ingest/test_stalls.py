@@ -29,7 +29,12 @@ def stand_still(server: FaultyServer, where: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "number"), [("listing", signal.SIGINT), ("silence", signal.SIGTERM), ("stall", signal.SIGINT)]
+    ("where", "number"),
+    [
+        ("listing", signal.SIGINT),
+        ("silence", signal.SIGTERM),
+        pytest.param("stall", signal.SIGINT, marks=pytest.mark.slow),
+    ],
 )
 def test_an_interrupted_run_ends_within_ten_seconds(
     faulty: FaultyServer, home: Home, number: signal.Signals, where: str

@@ -126,6 +126,7 @@ def test_off_a_terminal_there_are_lines_and_no_control_codes() -> None:
     assert text.getvalue() == "raw_audio: 2/2 files\n"
 
 
+@pytest.mark.slow
 def test_on_a_terminal_there_are_bars(home: Home) -> None:
     clip = next(o for o in demo_objects() if o.key.endswith(".ogg"))
     (home.audio / "a").mkdir(parents=True)

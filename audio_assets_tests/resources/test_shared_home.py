@@ -19,6 +19,7 @@ from audio_assets_tests.storage.rows import tokens
 TOKENS = schemas.TOKENS
 
 
+@pytest.mark.slow
 def test_a_run_after_the_counter_was_lost_is_the_newest(objects: Objects) -> None:
     manager = PartitionedDuckDBIOManager()
     for run in ("lost-1", "lost-2", "lost-3"):

@@ -541,6 +541,7 @@ print(seen[-1] - seen[0])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_windows_of_many_lengths_take_no_more_memory_than_the_longest():
     arguments = [sys.executable, "-c", MANY_LENGTHS, str(packaged_model())]
