@@ -12,7 +12,7 @@ from audio_assets import schemas
 from audio_assets.crashes import CrashMarks
 from audio_assets.errors import NoSuchPrefixError
 from audio_assets.ingest.intake import IntakeOptions
-from audio_assets.ingest.listing import RemoteObject, is_audio, objects_of
+from audio_assets.ingest.listing import RemoteObject, is_audio, objects_of, spellings_of
 from audio_assets.ingest.selection import Selection, passed_over
 from audio_assets.ingest.sweep import Sweep
 from audio_assets.resources.home import HomeResource
@@ -180,7 +180,7 @@ def _listed(
     for prefix in prefixes or [""]:
         found_any = False
         asked = IntakeOptions(key_prefixes=(prefix,), selection=selection).wants
-        for spelling in dict.fromkeys(unicodedata.normalize(form, prefix) for form in ("NFC", "NFD")):
+        for spelling in spellings_of(unicodedata.normalize("NFC", prefix)):
             for _, page in Sweep.below(spelling, depth).pages(client, bucket):
                 found_any = found_any or any(is_audio(key) and asked(key) for key in page.keys)
                 found = list(objects_of(page, counts))

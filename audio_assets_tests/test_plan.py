@@ -58,3 +58,12 @@ def test_a_prefix_under_which_nothing_lies_is_refused(prefix: str) -> None:
     assert make_plan(["calls/", "calls/2026"]).files == 1
     with pytest.raises(NoSuchPrefixError, match=f"--prefix '{prefix}': no audio lies there"):
         make_plan(["calls/", prefix])
+
+
+@pytest.mark.usefixtures("planned")
+def test_a_prefix_is_found_however_its_folders_are_spelled(weed: WeedServer) -> None:
+    """A letter that NFC takes apart, as keyboards write it, and a name in NFD behind it, as a Mac does."""
+    client = weed.client()
+    client.put_object(Bucket=BUCKET, Key="\u09dc/Zoe\u0308/a.wav", Body=b"no audio")
+    client.close()
+    assert make_plan(["\u09a1\u09bc/Zo\u00eb/"]).files == 1

@@ -1,7 +1,7 @@
-"""Languages, with multilingual weights and people: telephone announcements in French and Russian, a book in English.
+"""Languages, with multilingual weights and people: telephone announcements in three languages, a book in English.
 
 The weights are Whisper base in two packages (requirements-slow-test.txt), the announcements Debian's
-asterisk-core-sounds-fr-wav and -ru-wav.
+asterisk-core-sounds-en-wav, -fr-wav and -ru-wav.
 """
 
 from __future__ import annotations

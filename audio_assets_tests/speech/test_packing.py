@@ -419,6 +419,19 @@ def test_what_shapes_the_text_shapes_the_fingerprint(local_engine):
         assert engine_with(local_engine, **change).fingerprint() != base
 
 
+def test_weights_that_nobody_measured_get_the_most_silence_and_results_of_their_own(local_engine, tmp_path, opening):
+    """The same weights under another name: what is encoded behind a window shapes the text."""
+    for file in Path(local_engine.options.model).iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    other = engine_with(local_engine, model=str(tmp_path))
+    seen = []
+    encode = other._packed._encode
+    other._packed._encode = lambda f: seen.append(f.shape[1]) or encode(f)
+    [_] = other.transcribe([Clip("x", opening)])
+    assert seen == [pytest.approx(100 * (len(opening) / SAMPLE_RATE_HZ + packing.SILENCE.trailing_s), abs=2)]
+    assert other.fingerprint() != local_engine.fingerprint()
+
+
 def test_the_packaged_model_is_called_by_its_name(local_engine):
     assert local_engine.model == "tiny.en"
 
