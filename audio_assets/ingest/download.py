@@ -8,15 +8,15 @@ import os
 import re
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 from typing import Any, cast
 
 from audio_assets.errors import FileFailed
 from audio_assets.ingest.get_object import Answer, Body, get_object
 from audio_assets.ingest.listing import RemoteObject
-from audio_assets.ingest.mirror import Mirror, ObjectState, identity_of
+from audio_assets.ingest.mirror import Mirror, ObjectState, identity_of, write_all
 from audio_assets.ingest.pages import bare_etag
 from audio_assets.ingest.remote_errors import settings_error, short, status_of
 
@@ -28,6 +28,8 @@ LONGEST_WAIT_S = 20.0
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _CHUNK_BYTES = 256 * 1024
+# Up to this size an object is received in memory, and a file is made of it when all of it is there.
+_WHOLE_BYTES = 512 * 1024
 # Read timeouts are per read, and a trickle beats them: the whole object has a deadline too.
 _DEADLINE_BASE_S = 120.0
 _SLOWEST_BYTES_PER_S = 50_000
@@ -135,35 +137,10 @@ def _once(
 ) -> ObjectState:
     if cancelled.is_set():
         raise _RetryError("cancelled")
-    with mirror.storing(found.key, identity_of(found)) as part:
-        # At least the last byte is asked for: the answer has the object's type and metadata.
-        received = _Received(part, most=max(found.size_bytes - 1, 0))
-        try:
-            answer = _request(client, bucket, found, received.size)
-            if answer.content_range and not _goes_on(answer, received.size, found.size_bytes):
-                # Neither the rest nor the whole: without our range the server has no reason to send a piece.
-                answer.body.close()
-                received.clear()
-                raise _RetryError(f"another piece was sent than was asked for ({answer.content_range[:60]})")
-            if received.size and not answer.content_range:
-                received.clear()
-            with contextlib.closing(answer.body) as body:
-                _receive(body, received, found.size_bytes, cancelled, deadline)
-            if received.size != found.size_bytes:
-                raise _RetryError(f"{received.size} of {found.size_bytes} bytes arrived")
-            received.flush()
-            if found.etag and answer.hashed_by_etag and _PLAIN_MD5.fullmatch(found.etag):
-                seen = received.md5.hexdigest()
-                if seen != found.etag:
-                    received.clear()
-                    raise _RetryError(f"the bytes have MD5 {seen}, the listing says {found.etag}")
-            mtime_ns = received.date(found.last_modified)
-        except _ChangedError:
-            # There will be no rest to what is here.
-            received.clear()
-            raise
-        finally:
-            received.close()
+    how = _in_part
+    if found.size_bytes <= _WHOLE_BYTES and not mirror.has_part(found.key, identity_of(found)):
+        how = _in_memory
+    answer, received, mtime_ns = how(client, bucket, found, mirror, cancelled, deadline)
     state = ObjectState(
         key=found.key,
         etag=found.etag,
@@ -178,6 +155,69 @@ def _once(
     return state
 
 
+def _in_memory(
+    client: Any, bucket: str, found: RemoteObject, mirror: Mirror, cancelled: threading.Event, deadline: float
+) -> tuple[Answer, _Received, int]:
+    """Get an object whole and then make its file: most of what a small one costs is files."""
+    received = _InMemory()
+    try:
+        answer = _fetch(client, bucket, found, received, cancelled, deadline)
+    except _RetryError:
+        if received.size:
+            # The next try asks for the rest.
+            with mirror.storing(found.key, identity_of(found)) as part:
+                os.ftruncate(part.handle, 0)
+                received.write(part.handle)
+                raise
+        raise
+    with mirror.storing(found.key) as part:
+        received.write(part.handle)
+        return answer, received, _date(part.handle, found.last_modified)
+
+
+def _in_part(
+    client: Any, bucket: str, found: RemoteObject, mirror: Mirror, cancelled: threading.Event, deadline: float
+) -> tuple[Answer, _Received, int]:
+    """Get an object into its file, or what that lacks from a try before."""
+    with mirror.storing(found.key, identity_of(found)) as part:
+        # At least the last byte is asked for: the answer has the object's type and metadata.
+        received = _InPart(part.handle, most=max(found.size_bytes - 1, 0))
+        try:
+            answer = _fetch(client, bucket, found, received, cancelled, deadline)
+        except _ChangedError:
+            # There will be no rest to what is here.
+            received.clear()
+            raise
+        finally:
+            received.flush()
+        return answer, received, _date(part.handle, found.last_modified)
+
+
+def _fetch(
+    client: Any, bucket: str, found: RemoteObject, received: _Received, cancelled: threading.Event, deadline: float
+) -> Answer:
+    """Add to ``received`` what it lacks of the object, and check the whole."""
+    answer = _request(client, bucket, found, received.size)
+    if answer.content_range and not _goes_on(answer, received.size, found.size_bytes):
+        # Neither the rest nor the whole: without our range the server has no reason to send a piece.
+        answer.body.close()
+        received.clear()
+        raise _RetryError(f"another piece was sent than was asked for ({answer.content_range[:60]})")
+    if received.size and not answer.content_range:
+        received.clear()
+    with contextlib.closing(answer.body) as body:
+        _receive(body, received, found.size_bytes, cancelled, deadline)
+    if received.size != found.size_bytes:
+        raise _RetryError(f"{received.size} of {found.size_bytes} bytes arrived")
+    received.flush()
+    if found.etag and answer.hashed_by_etag and _PLAIN_MD5.fullmatch(found.etag):
+        seen = received.md5.hexdigest()
+        if seen != found.etag:
+            received.clear()
+            raise _RetryError(f"the bytes have MD5 {seen}, the listing says {found.etag}")
+    return answer
+
+
 _memory = threading.local()
 
 
@@ -186,27 +226,20 @@ def _buffer() -> memoryview:
     try:
         return cast(memoryview, _memory.buffer)
     except AttributeError:
-        buffer = _memory.buffer = memoryview(bytearray(_CHUNK_BYTES))
+        # One byte more than there should be tells of a server that sends too much.
+        buffer = _memory.buffer = memoryview(bytearray(_WHOLE_BYTES + 1))
         return buffer
 
 
-class _Received:
-    """What has arrived of an object: the file, its size, and its hashes so far.
+class _Received(ABC):
+    """What has arrived of an object: its bytes, how many there are, and their hashes so far.
 
-    Blocks are hashed and written together, `_CHUNK_BYTES` at a time: each time costs a turn at Python's lock.
+    Bytes are hashed by the block: each time costs a turn at Python's lock.
     """
 
-    def __init__(self, part: Path, most: int) -> None:
-        self._buffer, self._waiting = _buffer(), 0
-        self._handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    def __init__(self) -> None:
+        self._buffer = _buffer()
         self._restart()
-        there = os.fstat(self._handle).st_size
-        if there:
-            while count := os.readv(self._handle, [self._buffer[: most - self.size]]):
-                self.size += count
-                self._hash(self._buffer[:count])
-            os.lseek(self._handle, self.size, os.SEEK_SET)
-            os.ftruncate(self._handle, self.size)
 
     @property
     def room(self) -> memoryview:
@@ -219,35 +252,13 @@ class _Received:
         if self._waiting == len(self._buffer):
             self.flush()
 
+    @abstractmethod
     def flush(self) -> None:
-        """Hash and write what came since the last time."""
-        rest = self._buffer[: self._waiting]
-        self._waiting = 0
-        self._hash(rest)
-        while rest:
-            rest = rest[os.write(self._handle, rest) :]
-
-    def date(self, last_modified: datetime | None) -> int:
-        """Give the file the time of its object, if that is known; the file's time, in ns since 1970.
-
-        One look at a folder then tells which of its files are untouched.
-        """
-        if last_modified is not None:
-            modified_us = (last_modified - EPOCH) // timedelta(microseconds=1)
-            os.utime(self._handle, ns=(time.time_ns(), modified_us * 1000))
-        return os.fstat(self._handle).st_mtime_ns
+        """Hash what came since the last time."""
 
     def clear(self) -> None:
         """Forget all of it."""
-        os.lseek(self._handle, 0, os.SEEK_SET)
-        os.ftruncate(self._handle, 0)
         self._restart()
-
-    def close(self) -> None:
-        try:
-            self.flush()
-        finally:
-            os.close(self._handle)
 
     def _restart(self) -> None:
         self.size, self.sha256, self.md5 = 0, hashlib.sha256(), hashlib.md5(usedforsecurity=False)
@@ -257,6 +268,54 @@ class _Received:
         if block:
             self.sha256.update(block)
             self.md5.update(block)
+
+
+class _InMemory(_Received):
+    """An object that is in memory until all of it is there."""
+
+    def flush(self) -> None:
+        self._hash(self._buffer[: self.size])
+
+    def write(self, handle: int) -> None:
+        """Write what there is to an open file that is empty."""
+        write_all(handle, self._buffer[: self.size])
+
+
+class _InPart(_Received):
+    """An object in an open file, which may have its first bytes already; of those at most ``most`` are believed in."""
+
+    def __init__(self, handle: int, most: int) -> None:
+        super().__init__()
+        self._buffer = self._buffer[:_CHUNK_BYTES]
+        self._handle = handle
+        while count := os.readv(handle, [self._buffer[: most - self.size]]):
+            self.size += count
+            self._hash(self._buffer[:count])
+        os.lseek(handle, self.size, os.SEEK_SET)
+        os.ftruncate(handle, self.size)
+
+    def flush(self) -> None:
+        """Hash and write what came since the last time."""
+        rest = self._buffer[: self._waiting]
+        self._waiting = 0
+        self._hash(rest)
+        write_all(self._handle, rest)
+
+    def clear(self) -> None:
+        os.lseek(self._handle, 0, os.SEEK_SET)
+        os.ftruncate(self._handle, 0)
+        super().clear()
+
+
+def _date(handle: int, last_modified: datetime | None) -> int:
+    """Give a file the time of its object, if that is known; the file's time, in ns since 1970.
+
+    One look at a folder then tells which of its files are untouched.
+    """
+    if last_modified is not None:
+        modified_us = (last_modified - EPOCH) // timedelta(microseconds=1)
+        os.utime(handle, ns=(time.time_ns(), modified_us * 1000))
+    return os.fstat(handle).st_mtime_ns
 
 
 def _request(client: Any, bucket: str, found: RemoteObject, start: int) -> Answer:

@@ -76,6 +76,17 @@ class ObjectState:
     mtime_ns: int
 
 
+@dataclass(frozen=True)
+class Part:
+    """A file that is being written, and later takes its place: its path, and the descriptor it is open under.
+
+    The descriptor reads and writes, and stands at the start of the file; whoever gave it closes it.
+    """
+
+    path: str
+    handle: int
+
+
 class Mirror:
     """The tree under ``root``. Cheap to make; nothing is written until something is stored."""
 
@@ -94,7 +105,11 @@ class Mirror:
 
     def path_for(self, key: str) -> Path:
         """The absolute path of ``key``: inside the mirror whatever the key is."""
-        return self.root.joinpath(*_encode(key, self.spelled_out))
+        return Path(self._place(key))
+
+    def _place(self, key: str) -> str:
+        # A string: for each of many small objects a `Path` costs as much as its hash.
+        return "/".join([str(self.root), *_encode(key, self.spelled_out)])
 
     def settle_twins(self, new: Collection[str], others: Collection[str]) -> None:
         """See to it that no two keys can share a file, on whatever file system the mirror lies or is copied to.
@@ -178,7 +193,7 @@ class Mirror:
     def state(self, key: str) -> ObjectState | None:
         """What was last recorded for ``key``; None when nothing was, or when the record is damaged."""
         try:
-            fields = json.loads(self._state_path(key).read_bytes())
+            fields = json.loads(Path(self._state_path(key)).read_bytes())
             modified = fields.pop("last_modified")
             found = ObjectState(**fields, last_modified=datetime.fromisoformat(modified) if modified else None)
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -193,13 +208,22 @@ class Mirror:
         """
         fields: dict[str, Any] = dict(vars(state))
         fields["last_modified"] = state.last_modified.isoformat() if state.last_modified else None
+        content = json.dumps(fields).encode()
         path = self._state_path(state.key)
+        # No fsync: a record lost in a power cut, or cut short by a crash, reads as damaged, and the file is hashed or
+        # fetched once more.
         try:
-            # No fsync: a record lost in a power cut reads as damaged, and the file is hashed or fetched once more.
-            with self._part() as (part, handle):
-                with open(handle, "wb", closefd=False) as file:
-                    file.write(json.dumps(fields).encode())
-                _move(part, path)
+            try:
+                handle = _created(path)
+            except FileExistsError:
+                with self._part() as part:
+                    write_all(part.handle, content)
+                    _move(part.path, path)
+                return
+            try:
+                write_all(handle, content)
+            finally:
+                os.close(handle)
         except OSError as error:
             raise FileFailed(f"{path} cannot be written ({error.strerror or error}); check the disk") from error
 
@@ -297,8 +321,8 @@ class Mirror:
                 yield os.fsencode(name).decode("utf-8", "replace")
 
     @contextmanager
-    def storing(self, key: str, identity: str | None = None) -> Iterator[Path]:
-        """A path to write the bytes of ``key`` to; on success they are synced and put in place by one rename.
+    def storing(self, key: str, identity: str | None = None) -> Iterator[Part]:
+        """A file to write the bytes of ``key`` to; on success they are synced and put in place by one rename.
 
         With an ``identity``, which says what bytes they will be, what was written stays there after a failure, and is
         there again for the next who comes with the same one. Of two at once, one starts with nothing.
@@ -306,16 +330,20 @@ class Mirror:
         Raises:
             FileFailed: another key's file is in the way, or the disk refuses.
         """
-        target = self.path_for(key)
+        target = self._place(key)
         try:
-            with self._part() if identity is None else self._lasting_part(key, identity) as (part, handle):
+            with self._part() if identity is None else self._lasting_part(key, identity) as part:
                 yield part
-                os.fsync(handle)
+                os.fsync(part.handle)
                 # The folder is not synced: a rename lost in a power cut is a missing file, which the next run notices
                 # and fetches; a file that is there has its bytes.
-                _move(part, target)
+                _move(part.path, target)
         except OSError as error:
             raise FileFailed(f"{target} cannot be written ({error.strerror or error}); check the disk") from error
+
+    def has_part(self, key: str, identity: str) -> bool:
+        """Whether `storing` has kept something of these bytes of ``key`` from a failure."""
+        return os.path.exists(f"{self._parts}/{_part_name(key, identity)}")  # noqa: PTH110  as in `_place`
 
     def remove(self, key: str) -> bool:
         """Remove the file of ``key`` and what is known of it, and folders that become empty; whether there was one.
@@ -326,7 +354,7 @@ class Mirror:
         path = self.path_for(key)
         there = path.is_file()
         path.unlink(missing_ok=True)
-        self._state_path(key).unlink(missing_ok=True)
+        Path(self._state_path(key)).unlink(missing_ok=True)
         forget(self.root, key)
         for folder in path.parents:
             if folder == self.root or not folder.is_relative_to(self.root):
@@ -382,27 +410,28 @@ class Mirror:
         return removed
 
     @contextmanager
-    def _part(self) -> Iterator[tuple[Path, int]]:
+    def _part(self) -> Iterator[Part]:
         # All temporary files in one place on the same disk: the tree itself never shows a half-written one.
-        part = self._parts / f"{os.getpid()}-{secrets.token_hex(8)}.part"
-        _open_parts.add(part.name)
+        name = f"{os.getpid()}-{secrets.token_hex(8)}.part"
+        part = f"{self._parts}/{name}"
+        _open_parts.add(name)
         try:
             handle = _opened(part)
             try:
                 with suppress(OSError):  # some network file systems have no locks; the process id still protects it
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                yield part, handle
+                yield Part(part, handle)
             except BaseException:
-                part.unlink(missing_ok=True)
+                Path(part).unlink(missing_ok=True)
                 raise
             finally:
                 os.close(handle)
         finally:
-            _open_parts.discard(part.name)
+            _open_parts.discard(name)
 
     @contextmanager
-    def _lasting_part(self, key: str, identity: str) -> Iterator[tuple[Path, int]]:
-        part = self._parts / _part_name(key, identity)
+    def _lasting_part(self, key: str, identity: str) -> Iterator[Part]:
+        part = f"{self._parts}/{_part_name(key, identity)}"
         handle = _opened(part)
         try:
             if not _locked(handle, part):
@@ -410,19 +439,19 @@ class Mirror:
                     yield other
                 return
             try:
-                yield part, handle
+                yield Part(part, handle)
             except BaseException:
                 # A file that was put in place keeps its bytes: the path is no longer that of this part.
                 with suppress(FileNotFoundError):
-                    if part.stat().st_size == 0:
-                        part.unlink()
+                    if Path(part).stat().st_size == 0:
+                        Path(part).unlink()
                 raise
         finally:
             os.close(handle)
 
-    def _state_path(self, key: str) -> Path:
+    def _state_path(self, key: str) -> str:
         name = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
-        return self._objects / f"{name[:2]}/{name}.json"
+        return f"{self._objects}/{name[:2]}/{name}.json"
 
     def _audio_files(self, prefix: str) -> Iterator[Path]:
         folder, slash, _ = prefix.rpartition("/")
@@ -540,12 +569,27 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _move(part: Path, target: Path) -> None:
+def write_all(handle: int, data: bytes | memoryview) -> None:
+    """Write all of ``data`` where an open file stands.
+
+    Raises:
+        OSError: the disk refused, some of it may be written.
+    """
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(handle, rest) :]
+
+
+def _move(part: str, target: str) -> None:
     try:
-        os.replace(part, target)  # noqa: PTH105  `Path.replace` makes a path once more
+        os.replace(part, target)  # noqa: PTH105  as in `Mirror._place`
     except FileNotFoundError:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part.replace(target)
+        _make_folder_of(target)
+        Path(part).replace(target)
+
+
+def _make_folder_of(path: str) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
 
 
 def identity_of(found: RemoteObject) -> str:
@@ -586,20 +630,28 @@ def _taken_away(part: Path) -> bool:
         os.close(handle)
 
 
-def _opened(part: Path) -> int:
-    """A file to write, which is made when it is not there, and its folder with it."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+def _created(path: str) -> int:
+    """A file to write that was not there, and its folder with it."""
+    return _open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
+
+
+def _opened(part: str) -> int:
+    """A file to read and write, which is made when it is not there, and its folder with it."""
+    return _open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+
+
+def _open(path: str, flags: int) -> int:
     try:
-        return os.open(part, flags, 0o666)
+        return os.open(path, flags, 0o666)
     except FileNotFoundError:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(part, flags, 0o666)
+        _make_folder_of(path)
+        return os.open(path, flags, 0o666)
 
 
-def _locked(handle: int, path: Path) -> bool:
+def _locked(handle: int, path: str) -> bool:
     """Take the lock of an open file; False when another has it, or has just moved the file away."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(handle), path.stat())
+        return os.path.samestat(os.fstat(handle), Path(path).stat())
     except OSError:
         return False

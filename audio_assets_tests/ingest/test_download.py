@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from datetime import datetime, timezone
 from typing import Any
 
 import pytest
 
 from audio_assets.errors import FileFailed, SettingsError
+from audio_assets.ingest import download as download_module
 from audio_assets.ingest.download import ObjectGone, download
 from audio_assets.ingest.get_object import Answer, get_object
 from audio_assets.ingest.listing import RemoteObject, list_objects
@@ -15,7 +17,16 @@ from audio_assets_tests.ingest.conftest import Bucket, plain_client
 from audio_assets_tests.ingest.faulty import FaultyServer
 
 KEY = "calls/a.wav"
-CONTENT = bytes(range(256)) * 3000
+CONTENT = bytes(range(256)) * 1500
+
+
+@pytest.fixture(params=["in memory", "in its file"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How an object of `CONTENT`'s size is received; what comes of it is the same."""
+    assert len(CONTENT) <= download_module._WHOLE_BYTES
+    if request.param == "in its file":
+        monkeypatch.setattr(download_module, "_WHOLE_BYTES", 0)
+    return str(request.param)
 
 
 def listed(server: FaultyServer, key: str = KEY) -> RemoteObject:
@@ -124,7 +135,7 @@ def test_the_real_server_sends_the_rest_too(bucket: Bucket, mirror: Mirror, monk
     bucket.put(KEY, CONTENT)
     (found,) = list_objects(bucket.client, bucket.name)
     with pytest.raises(RuntimeError), mirror.storing(KEY, f"{found.etag} {found.size_bytes}") as part:
-        part.write_bytes(CONTENT[:1000])
+        os.write(part.handle, CONTENT[:1000])
         raise RuntimeError
     sent: list[str] = []
 
@@ -145,7 +156,7 @@ def test_bytes_kept_from_a_broken_try_are_checked_with_the_rest(
     faulty.put(KEY, CONTENT)
     found = listed(faulty)
     with pytest.raises(RuntimeError), mirror.storing(KEY, f"{found.etag} {found.size_bytes}") as part:
-        part.write_bytes(b"rotten" * 100)
+        os.write(part.handle, b"rotten" * 100)
         raise RuntimeError
     fetch(faulty_client, found, mirror)
     assert faulty.starts == [(KEY, 600), (KEY, 0)]

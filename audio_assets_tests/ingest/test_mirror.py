@@ -174,7 +174,7 @@ def test_twins_that_lie_side_by_side_already_keep_their_names(mirror: Mirror) ->
 
 def stored(mirror: Mirror, key: str, content: bytes = b"content", etag: str = "e1") -> ObjectState:
     with mirror.storing(key) as part:
-        part.write_bytes(content)
+        os.write(part.handle, content)
     now = mirror.inspect(key)
     assert now is not None
     state = ObjectState(**{**vars(now), "etag": etag, "content_type": "audio/wav", "metadata": {"speaker": "Ä"}})
@@ -230,12 +230,14 @@ def test_a_damaged_record_means_nothing_is_known(mirror: Mirror) -> None:
         record.write_bytes(damage)
         assert mirror.state("a.wav") is None
         assert not mirror.holds(listed("a.wav"))
+        state = stored(mirror, "a.wav")
+        assert mirror.state("a.wav") == state
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_litter(mirror: Mirror) -> None:
     stored(mirror, "a.wav", b"old")
     with pytest.raises(RuntimeError), mirror.storing("a.wav") as part:
-        part.write_bytes(b"half")
+        os.write(part.handle, b"half")
         raise RuntimeError
     assert mirror.path_for("a.wav").read_bytes() == b"old"
     assert not list((mirror.root / STATE_DIRECTORY / "parts").iterdir())
@@ -244,7 +246,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(mirror: Mirror) ->
 def test_a_folder_in_the_way_is_an_error_of_that_file(mirror: Mirror) -> None:
     (mirror.root / "a.wav").mkdir(parents=True)
     with pytest.raises(FileFailed, match=r"a\.wav cannot be written"), mirror.storing("a.wav") as part:
-        part.write_bytes(b"x")
+        os.write(part.handle, b"x")
 
 
 def test_files_are_found_however_they_came_there(mirror: Mirror) -> None:
@@ -287,8 +289,8 @@ def test_leftovers_of_dead_downloads_go_after_a_day_and_living_ones_stay(mirror:
 def test_a_download_that_is_being_put_in_place_is_not_taken_for_an_old_one(mirror: Mirror) -> None:
     """Its file has the time of its object, which may be years old."""
     with mirror.storing("calls/a.wav", "etag 5") as part:
-        part.write_bytes(b"bytes")
-        os.utime(part, (0, 0))
+        os.write(part.handle, b"bytes")
+        os.utime(part.path, (0, 0))
         assert Mirror(mirror.root).remove_stale_parts() == 0
     assert mirror.path_for("calls/a.wav").read_bytes() == b"bytes"
 
@@ -297,8 +299,8 @@ def test_what_a_killed_process_left_half_written_goes_at_once_and_what_living_on
     code = (
         "import os, sys; from pathlib import Path; from audio_assets.ingest.mirror import Mirror\n"
         "mirror = Mirror(Path(sys.argv[1]))\n"
-        "with mirror._part() as (part, handle):\n"
-        "    os.write(handle, b'{half'); print(part.name, flush=True); sys.stdin.read()"
+        "with mirror._part() as part:\n"
+        "    os.write(part.handle, b'{half'); print(os.path.basename(part.path), flush=True); sys.stdin.read()"
     )
     writers = [
         subprocess.Popen([sys.executable, "-c", code, str(mirror.root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -306,7 +308,8 @@ def test_what_a_killed_process_left_half_written_goes_at_once_and_what_living_on
     ]
     try:
         dead, living = (writer.stdout.readline().decode().strip() for writer in writers if writer.stdout)
-        with mirror._part() as (mine, _):
+        with mirror._part() as part:
+            mine = Path(part.path)
             assert mirror.remove_stale_parts() == 0
             writers[0].kill()
             writers[0].wait(30)
