@@ -289,9 +289,7 @@ def main() -> None:
     parser.add_argument("--sets", default="short,medium,long")
     parser.add_argument("--workers", default="1,2")
     parser.add_argument("--model", help="directory of CTranslate2 weights; by default the packaged tiny.en")
-    parser.add_argument(
-        "--command", default=shutil.which("whisper-ctranslate2"), help="the whisper-ctranslate2 command"
-    )
+    parser.add_argument("--command", default=_beside("whisper-ctranslate2"), help="the whisper-ctranslate2 command")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -441,6 +439,11 @@ def _median(runs: list[dict[str, Any]], key: str) -> float:
 def _cell(runs: list[dict[str, Any]], key: str) -> str:
     values = [r[key] for r in runs if r.get(key) is not None]
     return f"{statistics.median(values):.1f}" if values else "-"
+
+
+def _beside(command: str) -> str | None:
+    """A command of this environment, which need not be an active one, or else of the path."""
+    return shutil.which(command, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
 
 
 def _packaged() -> str:
