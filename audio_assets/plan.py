@@ -11,7 +11,7 @@ from typing import Any
 from audio_assets import schemas
 from audio_assets.crashes import CrashMarks
 from audio_assets.errors import NoSuchPrefixError
-from audio_assets.ingest.intake import IntakeOptions
+from audio_assets.ingest.intake import IntakeOptions, stands
 from audio_assets.ingest.listing import RemoteObject, is_audio, objects_of, spellings_of
 from audio_assets.ingest.selection import Selection, passed_over
 from audio_assets.ingest.sweep import Sweep
@@ -129,7 +129,7 @@ def make_plan(
             duplicates += 1
             continue
         contents.add(content)
-        if known and known["status"] != "ok":
+        if known and known["status"] != "ok" and (stands(known) or known["status"] != "invalid"):
             continue
         if known and known["duration_s"] is not None:
             path = mirror.path_for(found.key)

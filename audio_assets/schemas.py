@@ -243,6 +243,7 @@ RAW_AUDIO = Table(
         Column("sample_rate_hz", _I64, "sample rate of the first audio stream"),
         Column("channels", _I64, "channels of the first audio stream"),
         Column("duration_s", _F64, "length that the header states"),
+        Column("probe", _I64, "version of what looked at the bytes; null where nothing did, or one without a version"),
         _STATUS,
         _ERROR,
     ),

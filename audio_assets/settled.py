@@ -45,7 +45,7 @@ _LOOK_AGAIN_S = 60.0
 """How old a look may be when the prefix's turn comes: the run of an earlier one may have taken hours."""
 
 
-_COMPARED = ["id", "etag", "size_bytes", "last_modified", "sha256", "status", "error"]
+_COMPARED = ["id", "etag", "size_bytes", "last_modified", "sha256", "probe", "status", "error"]
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,16 @@ from collections.abc import Iterator
 
 import pytest
 
+from audio_assets import schemas
 from audio_assets.demo_server import WeedServer
 from audio_assets.errors import NoSuchPrefixError, SettingsError
+from audio_assets.ingest import intake
+from audio_assets.ingest.intake import ingest_prefix
 from audio_assets.plan import make_plan
 from audio_assets.resources.home import HomeResource
+from audio_assets.resources.r2 import R2Resource
 from audio_assets.settings import Home
+from audio_assets.storage.partition_files import PartitionStore
 from audio_assets_tests.conftest import r2_environment
 from audio_assets_tests.ingest.conftest import remove_bucket
 
@@ -58,6 +63,16 @@ def test_a_prefix_under_which_nothing_lies_is_refused(prefix: str) -> None:
     assert make_plan(["calls/", "calls/2026"]).files == 1
     with pytest.raises(NoSuchPrefixError, match=f"--prefix '{prefix}': no audio lies there"):
         make_plan(["calls/", prefix])
+
+
+@pytest.mark.usefixtures("planned")
+def test_what_an_earlier_probe_refused_may_be_transcribed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, mirror = R2Resource().get_client(), HomeResource().mirror()
+    done = ingest_prefix(client, BUCKET, "calls/", 1, mirror)
+    PartitionStore(home.tables).write(schemas.RAW_AUDIO, done.table, "calls")
+    assert (make_plan().to_download, make_plan().to_transcribe) == (0, 0)
+    monkeypatch.setattr(intake, "PROBE_VERSION", intake.PROBE_VERSION + 1)
+    assert (make_plan().to_download, make_plan().to_transcribe) == (0, 1)
 
 
 @pytest.mark.usefixtures("planned")

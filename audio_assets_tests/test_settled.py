@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from audio_assets import schemas, settled
+from audio_assets.ingest import intake
 from audio_assets.ingest.intake import IntakeOptions, ingest_prefix
+from audio_assets.ingest.probe import PROBE_VERSION
 from audio_assets.ingest.selection import EMPTY, Selection
 from audio_assets.resources.home import HomeResource
 from audio_assets.resources.r2 import R2Resource
@@ -169,6 +171,18 @@ def test_a_bucket_that_does_not_answer_leaves_it_to_the_run_to_say_so(
     corpus.note("calls")
     monkeypatch.setenv("R2_BUCKET", "no-such-bucket")
     assert corpus.names() == set()
+
+
+def test_what_an_earlier_probe_refused_is_not_settled(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus.bucket.put("calls/text.mp3", b"This is text.")
+    corpus.take("calls")
+    corpus.note("calls")
+    assert corpus.names() == {"calls", "talks"}
+    monkeypatch.setattr(intake, "PROBE_VERSION", PROBE_VERSION + 1)
+    assert corpus.names() == {"talks"}
+    corpus.take("calls")
+    corpus.note("calls")
+    assert corpus.names() == {"calls", "talks"}
 
 
 def test_unfinished_files_are_never_settled(corpus: Corpus) -> None:

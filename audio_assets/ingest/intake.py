@@ -6,7 +6,7 @@ import os
 import threading
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field, replace
@@ -23,7 +23,7 @@ from audio_assets.ingest.disk_budget import DiskBudget
 from audio_assets.ingest.download import download
 from audio_assets.ingest.listing import PrefixListing, RemoteObject, discover_prefixes, list_prefix
 from audio_assets.ingest.mirror import Mirror, ObjectState
-from audio_assets.ingest.probe import probe
+from audio_assets.ingest.probe import PROBE_VERSION, probe
 from audio_assets.ingest.selection import EXCLUDED, Selection
 from audio_assets.ingest.workers import Workers
 from audio_assets.partitions import prefix_of
@@ -480,10 +480,18 @@ def _run(tasks: Sequence[Task], spread: Spread, skipped: int, on_progress: Progr
 
 def _settled(stored: pa.Table) -> dict[str, int]:
     """The stored rows that need no second try, by id: when their object was stored, in µs since 1970 (-1: unknown)."""
-    fine = pc.and_(pc.is_in(stored.column("status"), pa.array(["ok", "invalid"])), pc.is_valid(stored.column("sha256")))
+    status = stored.column("status")
+    probed = pc.greater_equal(pc.fill_null(stored.column("probe"), 0), PROBE_VERSION)  # as in `stands`
+    known = pc.or_(pc.equal(status, "ok"), pc.and_(pc.equal(status, "invalid"), probed))
+    fine = pc.and_(known, pc.is_valid(stored.column("sha256")))
     rows = stored.select(["id", "last_modified"]).filter(fine)
     modified = pc.fill_null(rows.column("last_modified").cast(pa.int64()), -1)
     return dict(zip(rows.column("id").to_pylist(), modified.to_pylist(), strict=True))
+
+
+def stands(row: Mapping[str, Any]) -> bool:
+    """Whether what a row says of its bytes goes for them still: a better probe may take in what was refused."""
+    return row["status"] == "ok" or (row["status"] == "invalid" and (row["probe"] or 0) >= PROBE_VERSION)
 
 
 def _rows_of(stored: pa.Table, ids: Set[str]) -> pa.Table:
@@ -587,10 +595,11 @@ def _row(state: ObjectState, prefix: str, mirror: Mirror, before: Row | None, ma
         "content_type": state.content_type,
         "metadata": sorted(state.metadata.items()),
         "sha256": state.sha256,
+        "probe": PROBE_VERSION,
     }
-    if before is not None and before["sha256"] == state.sha256 and before["status"] in ("ok", "invalid"):
+    if before is not None and before["sha256"] == state.sha256 and stands(before):
         # The same bytes are the same audio.
-        probed = ("container", "codec", "sample_rate_hz", "channels", "duration_s", "status", "error")
+        probed = ("container", "codec", "sample_rate_hz", "channels", "duration_s", "probe", "status", "error")
         return row | {name: before[name] for name in probed}
     path = mirror.path_for(state.key)
     try:

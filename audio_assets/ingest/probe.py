@@ -11,6 +11,10 @@ from typing import IO, Any
 from audio_assets.errors import FileFailed, InvalidAudio
 from audio_assets.ingest.signatures import UNKNOWN, known_as
 
+PROBE_VERSION = 1
+"""To be raised with every change after which a file may be audio that was none before, FFmpeg's included: a run then
+looks once more at what an earlier version refused."""
+
 FORMATS = ("wav", "w64", "nistsphere", "mp3", "flac", "ogg", "aac", "mov", "matroska")
 """FFmpeg demuxers that may look at a file. Those that open other files or addresses (concat, hls, …) are not here."""
 

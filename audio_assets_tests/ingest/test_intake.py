@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from audio_assets.errors import SettingsError
+from audio_assets.errors import InvalidAudio, SettingsError
 from audio_assets.ingest import intake
 from audio_assets.ingest.intake import (
     Intake,
@@ -23,7 +23,7 @@ from audio_assets.ingest.intake import (
 )
 from audio_assets.ingest.listing import discover_prefixes, list_objects
 from audio_assets.ingest.mirror import Mirror
-from audio_assets.ingest.probe import Probe, probe
+from audio_assets.ingest.probe import PROBE_VERSION, Probe, probe
 from audio_assets.ingest.selection import EMPTY, EXCLUDED, MARKERS, OTHER_FILES, OVERSIZED, Selection
 from audio_assets.schemas import RAW_AUDIO
 from audio_assets_tests.ingest.audio import tone, write_tone
@@ -70,6 +70,7 @@ def test_a_prefix_becomes_files_and_rows(bucket: Bucket, mirror: Mirror, speech:
         "sample_rate_hz": 16_000,
         "channels": 1,
         "duration_s": 1.0,
+        "probe": PROBE_VERSION,
         "status": "ok",
         "error": None,
     }
@@ -161,6 +162,61 @@ def test_bad_files_are_rows_with_a_reason_and_the_others_go_on(bucket: Bucket, m
     invalid = [r for r in table.to_pylist() if r["status"] == "invalid"]
     assert {r["id"] for r in invalid if r["sha256"]} == {"calls/header.wav", "calls/text.mp3"}
     assert all(r["duration_s"] is None for r in invalid)
+
+
+def by_an_earlier_probe(table: pa.Table, version: int | None) -> pa.Table:
+    probed = pa.array([version] * table.num_rows, pa.int64())
+    return table.set_column(table.schema.get_field_index("probe"), RAW_AUDIO.schema.field("probe"), probed)
+
+
+@pytest.mark.parametrize("version", [None, PROBE_VERSION - 1])
+def test_what_an_earlier_probe_refused_is_looked_at_once_more_where_it_lies(
+    bucket: Bucket,
+    mirror: Mirror,
+    speech: bytes,
+    fetches: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    version: int | None,
+) -> None:
+    def refuse(path: Path) -> Probe:
+        raise InvalidAudio("not audio in a known format")
+
+    looked: list[str] = []
+
+    def note(path: Path) -> Probe:
+        looked.append(path.name)
+        return probe(path)
+
+    for name in ("fine.wav", "misjudged.wav", "text.mp3"):
+        bucket.put(f"calls/{name}", b"This is text." if name == "text.mp3" else speech + name.encode())
+    monkeypatch.setattr(intake, "probe", refuse)
+    old = by_an_earlier_probe(take(bucket, mirror).table, version)
+    monkeypatch.setattr(intake, "probe", note)
+    fine = by_an_earlier_probe(take(bucket, mirror, limit=1).table, version)
+    old = pa.concat_tables([fine, old.slice(1)])
+    looked.clear()
+    fetches.clear()
+
+    again = take(bucket, mirror, old)
+    assert (sorted(looked), fetches, again.changed) == (["misjudged.wav", "text.mp3"], [], True)
+    assert statuses(again.table) == {
+        "calls/fine.wav": "ok",
+        "calls/misjudged.wav": "ok",
+        "calls/text.mp3": "invalid",
+    }
+    assert row(again.table, "calls/misjudged.wav")["codec"] == "pcm_s16le"
+    assert ingest_mirror(mirror, "calls/", 1, old).table.equals(again.table)
+    looked.clear()
+    assert not take(bucket, mirror, again.table).changed
+    assert not ingest_mirror(mirror, "calls/", 1, again.table).changed
+    assert (looked, fetches) == ([], [])
+
+
+def test_what_a_later_probe_refused_stays_refused(bucket: Bucket, mirror: Mirror) -> None:
+    """Two machines with different versions would look at it in turn for ever."""
+    bucket.put("calls/text.mp3", b"This is text.")
+    later = by_an_earlier_probe(take(bucket, mirror).table, PROBE_VERSION + 1)
+    assert not take(bucket, mirror, later).changed
 
 
 def test_a_file_that_cannot_be_fetched_is_a_row_and_is_tried_again(
