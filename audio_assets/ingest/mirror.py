@@ -403,7 +403,8 @@ class Mirror:
                 if _is_left_behind(part):
                     part.unlink()
                     removed += 1
-                elif part.stat().st_mtime < oldest:
+                # Not when its bytes are from: a whole download has the time of its object before it is put in place.
+                elif part.stat().st_ctime < oldest:
                     removed += _taken_away(part)
             except FileNotFoundError:
                 continue
@@ -609,11 +610,7 @@ def _is_left_behind(part: Path) -> bool:
 
 
 def _taken_away(part: Path) -> bool:
-    """Remove a temporary file that nobody has locked; whether it is gone.
-
-    Its time says nothing while somebody writes it: a whole download has the time of its object, shortly before it is
-    put in place.
-    """
+    """Remove a temporary file that nobody has locked; whether it is gone."""
     try:
         handle = os.open(part, os.O_RDWR | os.O_CLOEXEC)
     except OSError:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -276,19 +278,33 @@ def test_a_name_that_is_no_objects_is_reported_and_not_read_as_another_key(mirro
     assert sorted(mirror.misnamed()) == ["a%2Eb.wav", "latin\ufffd.wav"]
 
 
-def test_leftovers_of_dead_downloads_go_after_a_day_and_living_ones_stay(mirror: Mirror) -> None:
+def test_leftovers_of_dead_downloads_go_after_a_day_and_living_ones_stay(
+    mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parts = mirror.root / STATE_DIRECTORY / "parts"
     parts.mkdir(parents=True)
-    for name, age_s in (("dead.part", 2 * 86400), ("living.part", 60)):
-        (parts / name).write_bytes(b"x")
-        os.utime(parts / name, (time.time() - age_s,) * 2)
-    assert mirror.remove_stale_parts() == 1
-    assert [part.name for part in parts.iterdir()] == ["living.part"]
+    (parts / "dead.part").write_bytes(b"x")
+    now = time.time()
+    with mirror.storing("calls/a.wav", "etag 5") as living:
+        for later_s, removed in ((3600, 0), (2 * 86400, 1)):
+            monkeypatch.setattr("audio_assets.ingest.mirror.time.time", lambda at=now + later_s: at)
+            assert mirror.remove_stale_parts() == removed
+        assert list(parts.iterdir()) == [Path(living.path)]
 
 
-def test_a_download_that_is_being_put_in_place_is_not_taken_for_an_old_one(mirror: Mirror) -> None:
-    """Its file has the time of its object, which may be years old."""
-    with mirror.storing("calls/a.wav", "etag 5") as part:
+@pytest.mark.parametrize("locks", [True, False])
+@pytest.mark.parametrize("identity", [None, "etag 5"])
+def test_a_download_that_is_being_put_in_place_is_not_taken_for_an_old_one(
+    mirror: Mirror, monkeypatch: pytest.MonkeyPatch, identity: str | None, *, locks: bool
+) -> None:
+    """Its file has the time of its object, which may be years old, and some network file systems have no locks."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    if not locks:
+        monkeypatch.setattr(fcntl, "flock", refuse)
+    with mirror.storing("calls/a.wav", identity) as part:
         os.write(part.handle, b"bytes")
         os.utime(part.path, (0, 0))
         assert Mirror(mirror.root).remove_stale_parts() == 0
