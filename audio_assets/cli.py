@@ -322,12 +322,12 @@ def export(
     """Write exports from what is stored; nothing is downloaded or transcribed."""
     from audio_assets import settings, terminal
     from audio_assets.storage.exports import export_corpus
-    from audio_assets.storage.partition_files import PartitionStore
+    from audio_assets.storage.verify import existing_home
 
     home = settings.home()
     left_out: list[str] = []
     files = export_corpus(
-        PartitionStore(home.record),
+        existing_home(home),
         home.exports,
         list(dict.fromkeys(output_formats)),
         all_columns=all_columns,
@@ -367,8 +367,11 @@ def subtitles(formats: tuple[str, ...], prefixes: tuple[str, ...], as_json: bool
     """
     from audio_assets import settings, terminal
     from audio_assets.derived import write_subtitles
+    from audio_assets.storage.verify import existing_home
 
-    made = write_subtitles(settings.home(), formats, prefixes)
+    home = settings.home()
+    existing_home(home)
+    made = write_subtitles(home, formats, prefixes)
     if as_json:
         click.echo(terminal.json_text({"subtitles": [w.as_dict() for w in made]}))
     else:
@@ -391,9 +394,12 @@ def audiofolder(prefixes: tuple[str, ...], include_flagged: bool, as_json: bool)
     from audio_assets.resources.home import HomeResource
     from audio_assets.resources.r2 import R2Resource
     from audio_assets.resources.stages import supply_of
+    from audio_assets.storage.verify import existing_home
 
+    home = settings.home()
+    existing_home(home)
     with supply_of(HomeResource(), R2Resource()) as supply:
-        written = write_audiofolder(settings.home(), prefixes, include_flagged=include_flagged, bring=supply.bring)
+        written = write_audiofolder(home, prefixes, include_flagged=include_flagged, bring=supply.bring)
     if as_json:
         click.echo(terminal.json_text(written.as_dict()))
     else:
@@ -416,12 +422,12 @@ def report(link_hours: float | None, as_json: bool) -> int:
     from audio_assets.resources.home import HomeResource
     from audio_assets.resources.r2 import R2Resource
     from audio_assets.resources.report import write_report
-    from audio_assets.storage.partition_files import PartitionStore
+    from audio_assets.storage.verify import existing_home
     from audio_assets.storage.warehouse import Warehouse
 
     home = settings.home()
     hours = settings.load().audio_assets_report_link_hours if link_hours is None else link_hours
-    with Warehouse(home.warehouse, PartitionStore(home.record)).connect() as connection:
+    with Warehouse(home.warehouse, existing_home(home)).connect() as connection:
         path = write_report(connection, HomeResource(), R2Resource(), hours)
     dropped = 0 if hours else len(HomeResource().mirror().dropped())
     if dropped:
@@ -446,11 +452,11 @@ def search(words: tuple[str, ...], prefixes: tuple[str, ...], limit: int, as_jso
     """
     from audio_assets import settings, terminal
     from audio_assets.search import search as find
-    from audio_assets.storage.partition_files import PartitionStore
+    from audio_assets.storage.verify import existing_home
     from audio_assets.storage.warehouse import Warehouse
 
     home = settings.home()
-    with Warehouse(home.warehouse, PartitionStore(home.record)).connect() as connection:
+    with Warehouse(home.warehouse, existing_home(home)).connect() as connection:
         found = find(connection, " ".join(words), prefixes=prefixes, limit=limit)
     if as_json:
         click.echo(terminal.json_text({"passages": [p.as_dict() for p in found]}))
@@ -500,18 +506,11 @@ def verify(repair: bool, as_json: bool) -> int:
     from audio_assets import terminal
     from audio_assets.resources.home import HomeResource
     from audio_assets.storage import verify as storage
-    from audio_assets.storage.partition_files import PartitionStore
     from audio_assets.storage.warehouse import Warehouse
 
     resource = HomeResource()
     home = resource.paths()
-    store = PartitionStore(home.record)
-    if not storage.is_home(home, store):
-        where = home.root if home.shared is None else store.root
-        raise SettingsError(
-            f"{where}: no home is there; set AUDIO_ASSETS_HOME to the home that is meant, or make one with "
-            "`audio-assets run`"
-        )
+    store = storage.existing_home(home)
     found = storage.verify(
         home,
         store,

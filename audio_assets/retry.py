@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from audio_assets import schemas, settings
 from audio_assets.partitions import prefix_for
-from audio_assets.storage.partition_files import PartitionStore
+from audio_assets.storage.verify import existing_home
 
 
 def flagged(flag: str, prefixes: Sequence[str] = ()) -> dict[str, list[str]]:
@@ -17,9 +17,10 @@ def flagged(flag: str, prefixes: Sequence[str] = ()) -> dict[str, list[str]]:
         prefixes: only keys that start with one of these; all, if there are none.
 
     Raises:
+        SettingsError: no home is there.
         StorageError: a table cannot be read.
     """
-    store = PartitionStore(settings.home().record)
+    store = existing_home(settings.home())
     found: dict[str, list[str]] = {}
     for file in store.partitions(schemas.TRANSCRIPTS):
         if file.partition is None:

@@ -503,19 +503,41 @@ class TestOtherCommands:
         done = audio_assets("verify", cwd=pipeline.home.root.parent, environment=pipeline.environment)
         assert (done.returncode, done.stdout) == (0, "everything agrees\n")
 
+    @pytest.mark.parametrize(
+        "command",
+        [
+            ["verify", "--repair"],
+            ["export"],
+            ["report"],
+            ["search", "times"],
+            ["subtitles"],
+            ["audiofolder"],
+            ["retry", "--flag", "clipped"],
+        ],
+        ids=lambda command: command[0],
+    )
     @pytest.mark.parametrize("there", [False, True])
-    def test_verify_of_a_place_where_no_home_is_says_so(
-        self, home: Home, capsys: pytest.CaptureFixture[str], there: bool
+    def test_a_place_where_no_home_is_is_named_and_left_alone(
+        self, command: list[str], home: Home, capsys: pytest.CaptureFixture[str], there: bool
     ) -> None:
         if there:
             home.root.mkdir()
             (home.root / "letter.txt").touch()
         with pytest.raises(SystemExit) as stop:
-            cli.main(["verify", "--repair"])
+            cli.main(command)
         told = capsys.readouterr()
         assert (stop.value.code, told.out) == (4, "")
         assert f"{home.root}: no home is there; set AUDIO_ASSETS_HOME" in told.err
-        assert home.root.exists() == there
+        assert list(home.root.parent.rglob("*")) == ([home.root, home.root / "letter.txt"] if there else [])
+
+    @pytest.mark.parametrize("command", [["export"], ["report"], ["search", "times"], ["subtitles"], ["audiofolder"]])
+    def test_a_home_without_rows_is_no_mistake(
+        self, command: list[str], home: Home, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        home.audio.mkdir(parents=True)
+        with pytest.raises(SystemExit) as stop:
+            cli.main(command)
+        assert (stop.value.code, "error" in capsys.readouterr().err) == (0, False)
 
     def test_verify_names_what_does_not_agree_and_mends_what_is_free(
         self, pipeline: PipelineRun, tmp_path: Path

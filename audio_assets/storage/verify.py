@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import duckdb
 
 from audio_assets import partitions, schemas, settings
-from audio_assets.errors import BusyError, FileError, StorageError
+from audio_assets.errors import BusyError, FileError, SettingsError, StorageError
 from audio_assets.storage import atomic, exports
 from audio_assets.storage.partition_files import DamagedFileError, PartitionStore, file_name_for, first_line
 from audio_assets.storage.warehouse import PARTITION_COLUMN, Warehouse, quoted
@@ -124,14 +124,22 @@ def verify(
     return found
 
 
-def is_home(home: settings.Home, store: PartitionStore) -> bool:
-    """Whether anything is kept there that could disagree.
+def existing_home(home: settings.Home) -> PartitionStore:
+    """The record of a home in which something is kept, even if it has no rows yet.
 
     Raises:
+        SettingsError: nothing is kept there; nothing was written.
         StorageError: the store cannot be listed.
     """
+    store = PartitionStore(home.record)
     kept = (home.bucket, home.audio, home.cache, home.tables, home.warehouse, home.exports, home.locks)
-    return any(path.exists() for path in kept) or any(store.partitions(table) for table in schemas.TABLES.values())
+    if any(path.exists() for path in kept) or any(store.partitions(table) for table in schemas.TABLES.values()):
+        return store
+    where = home.root if home.shared is None else store.root
+    raise SettingsError(
+        f"{where}: no home is there; set AUDIO_ASSETS_HOME to the home that is meant, or make one with "
+        "`audio-assets run`"
+    )
 
 
 def _leftovers(home: settings.Home, store: PartitionStore, repair: bool) -> Iterator[Disagreement]:
