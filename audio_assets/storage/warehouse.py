@@ -547,6 +547,10 @@ def _wait_to_open(
             return attempt()
         except duckdb.Error as error:
             if not _is_taken(error):
+                if path.is_dir():
+                    raise WarehouseError(
+                        f"{path}: a directory lies in the place of the database; move it away, then {_REPAIR}"
+                    ) from error
                 raise WarehouseError(f"{path}: cannot be opened: {first_line(error)}; {_REPAIR}") from error
             if time.monotonic() >= deadline:
                 raise BusyError(f"somebody has {path.name} open; the next refresh catches up") from error

@@ -238,6 +238,19 @@ def test_a_directory_in_the_place_of_an_export_is_named(all_: Everything) -> Non
     ]
 
 
+def test_a_directory_in_the_place_of_the_warehouse_is_to_be_moved_away(all_: Everything) -> None:
+    all_.home.warehouse.unlink()
+    all_.home.warehouse.mkdir()
+    for repair in (False, True):
+        (found,) = all_.verify(repair)
+        assert (found.where, found.repaired) == (str(all_.home.warehouse), False)
+        assert found.what == "a directory lies in the place of the database"
+        assert found.fix.startswith("move it away, then run `audio-assets verify --repair`")
+    all_.home.warehouse.rmdir()
+    all_.verify(repair=True)
+    assert all_.verify() == []
+
+
 def test_a_directory_in_the_place_of_a_partition_file_is_to_be_moved_and_not_to_be_repaired(all_: Everything) -> None:
     path = all_.file(TRANSCRIPTS, "a")
     path.unlink()
