@@ -1,5 +1,7 @@
 """What a user reads of a run in Dagster that failed for something to set right: one line, not pages of code."""
 
+import re
+
 import dagster as dg
 import pytest
 
@@ -48,6 +50,32 @@ def test_a_prefix_without_audio_is_no_silent_success(home: Home) -> None:
         )
         logged = [entry.user_message for entry in instance.all_logs(done.run_id)]
     assert any("no audio lies under 'misspelt/'" in line for line in logged)
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({}, "raw_audio has a partition for each prefix, and this run names none"),
+        ({"dagster/partition": "calls"}, "'calls' is not registered as a partition.*materialize r2_prefixes"),
+        (
+            {"dagster/asset_partition_range_start": "a", "dagster/asset_partition_range_end": "b"},
+            "raw_audio takes one partition a run.*multiple runs",
+        ),
+    ],
+    ids=["none", "unregistered", "range"],
+)
+def test_a_run_that_is_for_no_single_partition_says_so_before_it_works(
+    home: Home, tags: dict[str, str], reason: str
+) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions(PARTITIONS_NAME, ["a", "b"])
+        done = defs.resolve_job_def("prefix_job").execute_in_process(
+            instance=instance, tags=tags, asset_selection=[raw_audio.key], raise_on_error=False
+        )
+    [failed] = [e for e in done.all_events if e.is_step_failure]
+    told = failed.step_failure_data.user_failure_data
+    assert told is not None and re.match(reason, told.description or "")
+    assert not home.audio.exists()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from audio_assets.errors import (
     SettingsError,
     machine_trouble,
 )
+from audio_assets.partitions import PARTITIONS_NAME
 from audio_assets.storage import validation
 from audio_assets.summary import plots
 from audio_assets.summary.preview import markdown_table, png_markdown
@@ -139,6 +140,32 @@ def figures(row: Mapping[str, Any]) -> dict[str, int | float]:
         for name, value in row.items()
         if isinstance(value, int | float)
     }
+
+
+def partition_of(context: dg.AssetExecutionContext) -> str:
+    """The partition key that a run is for. Dagster itself looks after the work, and tells it in pages.
+
+    Raises:
+        PartitionKeyError: it is for none, for several, or for one that is not registered.
+    """
+    name = context.asset_key.to_user_string()
+    if context.has_partition_key_range and not context.has_partition_key:
+        raise PartitionKeyError(
+            f"{name} takes one partition a run, and this run has a range of them; launch it as a backfill with "
+            "multiple runs"
+        )
+    if not context.has_partition_key:
+        raise PartitionKeyError(
+            f"{name} has a partition for each prefix, and this run names none; choose one (on the command line: "
+            "dagster asset materialize --partition)"
+        )
+    partition: str = context.partition_key
+    if not context.instance.has_dynamic_partition(PARTITIONS_NAME, partition):
+        raise PartitionKeyError(
+            f"{partition!r} is not registered as a partition in this DAGSTER_HOME; materialize r2_prefixes "
+            "first, which registers the bucket's prefixes"
+        )
+    return partition
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from audio_assets.assets.common import (
     OWNERS,
     WAREHOUSE,
     figures,
+    partition_of,
     pictures,
     plot_theme,
     preview,
@@ -37,7 +38,7 @@ def prefix_statistics(
 ) -> dg.MaterializeResult:
     """Compute bigrams, vocabulary growth, distributions, languages and grades."""
     with readable_errors():
-        table = insight.prefix_statistics(prefix_for(context.partition_key), tokens, transcript_quality)
+        table = insight.prefix_statistics(prefix_for(partition_of(context)), tokens, transcript_quality)
         theme, rows = plot_theme(), table.to_pylist()
         heaps = {r["statistic"]: r["value"] for r in rows if r["statistic"].startswith("heaps_")}
         drawn = pictures(

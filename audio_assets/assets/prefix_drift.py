@@ -7,7 +7,16 @@ import dagster as dg
 import pyarrow as pa
 
 from audio_assets import schemas
-from audio_assets.assets.common import OWNERS, WAREHOUSE, figures, preview, readable_errors, table_metadata, table_type
+from audio_assets.assets.common import (
+    OWNERS,
+    WAREHOUSE,
+    figures,
+    partition_of,
+    preview,
+    readable_errors,
+    table_metadata,
+    table_type,
+)
 from audio_assets.assets.tokens import DRIFT, tokens
 from audio_assets.partitions import prefix_for, prefix_partitions
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
@@ -30,8 +39,9 @@ def prefix_drift(
 ) -> dg.MaterializeResult:
     """Add what Dagster's history says about the tokens to what is on record."""
     with readable_errors():
-        warehouse.fence(context.run.run_id, context.partition_key)
-        recorded = warehouse.store().read(schemas.PREFIX_DRIFT, [context.partition_key])
+        partition = partition_of(context)
+        warehouse.fence(context.run.run_id, partition)
+        recorded = warehouse.store().read(schemas.PREFIX_DRIFT, [partition])
         table = insight.drift_history(recorded, _found(context))
     latest = table.to_pylist()[-1] if table.num_rows else {}
     shown = table.sort_by([("materialized_at", "descending")])

@@ -13,6 +13,7 @@ from audio_assets.assets.common import (
     WAREHOUSE,
     errors_metadata,
     merge,
+    partition_of,
     preview,
     readable_errors,
     status_metadata,
@@ -90,9 +91,10 @@ def raw_audio(
 ) -> dg.MaterializeResult:
     """Bring the mirror up to date with the prefix and describe each object in a row."""
     with readable_errors():
-        prefix = prefix_for(context.partition_key)
-        warehouse.fence(context.run.run_id, context.partition_key)
-        previous = warehouse.store().read(schemas.RAW_AUDIO, [context.partition_key])
+        partition = partition_of(context)
+        prefix = prefix_for(partition)
+        warehouse.fence(context.run.run_id, partition)
+        previous = warehouse.store().read(schemas.RAW_AUDIO, [partition])
         options = IntakeOptions(
             batch_size=config.batch_size,
             max_workers=config.max_workers or settings.load().audio_assets_downloads,
@@ -101,7 +103,7 @@ def raw_audio(
             selection=home.selection(config.include, config.exclude, config.max_object_bytes),
             scratch=home.paths().shared is not None,
         )
-        with progress.task(f"raw_audio {context.partition_key}", "files", context.log.info) as task:
+        with progress.task(f"raw_audio {partition}", "files", context.log.info) as task:
 
             def on_progress(p: IntakeProgress) -> None:
                 task.update(p.done, p.total, f"{p.bytes_downloaded / 1e6:.1f} MB downloaded")

@@ -8,6 +8,7 @@ from audio_assets.assets.common import (
     OWNERS,
     WAREHOUSE,
     figures,
+    partition_of,
     pictures,
     plot_theme,
     preview,
@@ -37,7 +38,7 @@ def prefix_summary(
 ) -> dg.MaterializeResult:
     """Compute the prefix's figures and draw its distributions."""
     with readable_errors():
-        table = statistics.summarize_prefix(prefix_for(context.partition_key), raw_audio, transcripts, tokens)
+        table = statistics.summarize_prefix(prefix_for(partition_of(context)), raw_audio, transcripts, tokens)
         row = table.to_pylist()[0]
         theme = plot_theme()
         drawn = pictures(
@@ -67,7 +68,7 @@ def prefix_summary(
 def token_frequency(context: dg.AssetExecutionContext, tokens: pa.Table) -> dg.MaterializeResult:
     """Count the prefix's words and draw the most frequent."""
     with readable_errors():
-        table = statistics.count_tokens(prefix_for(context.partition_key), tokens)
+        table = statistics.count_tokens(prefix_for(partition_of(context)), tokens)
         frequent = statistics.top_words(table)
         theme = plot_theme()
         drawn = pictures(

@@ -7,7 +7,16 @@ import pyarrow as pa
 from pydantic import Field
 
 from audio_assets import checks, schemas, settings
-from audio_assets.assets.common import OWNERS, WAREHOUSE, figures, preview, readable_errors, table_metadata, table_type
+from audio_assets.assets.common import (
+    OWNERS,
+    WAREHOUSE,
+    figures,
+    partition_of,
+    preview,
+    readable_errors,
+    table_metadata,
+    table_type,
+)
 from audio_assets.errors import SettingsError
 from audio_assets.partitions import prefix_partitions
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
@@ -114,6 +123,7 @@ def tokens(
 ) -> dg.MaterializeResult:
     """Split each transcript into normalized words."""
     with readable_errors():
+        partition = partition_of(context)
         config.check()
         additions = config.additions()
         stage = Tokenize(config.options(), config.workers)
@@ -122,7 +132,7 @@ def tokens(
         words = pa.concat_tables([schemas.TOKENS.empty(), *(split[number] for number in sorted(split))])
         table, notes = enrich(words, additions)
         columns = ["id", "transcription", "tokens"]
-        changes = drift(table, warehouse.store().read(schemas.TOKENS, [context.partition_key], columns))
+        changes = drift(table, warehouse.store().read(schemas.TOKENS, [partition], columns))
     for note in notes:
         context.log.warning(note)
     return dg.MaterializeResult(

@@ -6,7 +6,7 @@ import dagster as dg
 import pyarrow as pa
 
 from audio_assets import schemas
-from audio_assets.assets.common import OWNERS, WAREHOUSE, preview, readable_errors, table_metadata
+from audio_assets.assets.common import OWNERS, WAREHOUSE, partition_of, preview, readable_errors, table_metadata
 from audio_assets.assets.transcripts import transcripts
 from audio_assets.partitions import prefix_for, prefix_partitions
 from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
@@ -32,10 +32,11 @@ def transcription_ledger(
 ) -> dg.MaterializeResult[pa.Table]:
     """Bring what is on record together with what the journals hold."""
     with readable_errors():
-        prefix, root = prefix_for(context.partition_key), home.paths().ledger
-        warehouse.fence(context.run.run_id, context.partition_key)
+        partition = partition_of(context)
+        prefix, root = prefix_for(partition), home.paths().ledger
+        warehouse.fence(context.run.run_id, partition)
         home.pull_ledger(prefix)
-        recorded = warehouse.store().read(schemas.TRANSCRIPTION_LEDGER, [context.partition_key]).to_pylist()
+        recorded = warehouse.store().read(schemas.TRANSCRIPTION_LEDGER, [partition]).to_pylist()
         ordered = bring_up_to_date(root, prefix, recorded, time.time(), home.drop_journal)
         table = schemas.TRANSCRIPTION_LEDGER.from_rows(ordered)
     mine = [row for row in ordered if row["run"] == context.run.run_id]

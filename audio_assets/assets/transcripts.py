@@ -15,6 +15,7 @@ from audio_assets.assets.common import (
     WAREHOUSE,
     errors_metadata,
     merge,
+    partition_of,
     preview,
     readable_errors,
     status_metadata,
@@ -129,9 +130,10 @@ def transcripts(
     """Transcribe what the cache does not hold, and give each object of `raw_audio` its row."""
     started = time.monotonic()
     with readable_errors():
-        prefix = prefix_for(context.partition_key)
+        partition = partition_of(context)
+        prefix = prefix_for(partition)
         rows = raw_audio.to_pylist()
-        previous = warehouse.store().read(schemas.TRANSCRIPTS, [context.partition_key])
+        previous = warehouse.store().read(schemas.TRANSCRIPTS, [partition])
         mirror = home.mirror()
         files = [
             AudioFile(
@@ -159,7 +161,7 @@ def transcripts(
                 limits=config.limits(),
             )
             durations_s = {r["id"]: r["duration_s"] or 0.0 for r in rows if r["status"] == "ok"}
-            with progress.task(f"transcripts {context.partition_key}", "min", context.log.info) as task:
+            with progress.task(f"transcripts {partition}", "min", context.log.info) as task:
                 minutes = AudioMinutes(task, durations_s)
                 results = mapper.map(stage, files, lambda heard: minutes.heard(*heard))
                 with _recorded(context, results, home, warehouse):
