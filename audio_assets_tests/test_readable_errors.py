@@ -9,6 +9,7 @@ from audio_assets import schemas
 from audio_assets.assets.common import errors_metadata, readable_errors
 from audio_assets.assets.corpus import CorpusExportConfig
 from audio_assets.assets.raw_audio import raw_audio
+from audio_assets.assets.transcripts import transcripts
 from audio_assets.definitions import defs
 from audio_assets.errors import SettingsError, StorageError
 from audio_assets.partitions import PARTITIONS_NAME, prefix_for
@@ -76,6 +77,19 @@ def test_a_run_that_is_for_no_single_partition_says_so_before_it_works(
     told = failed.step_failure_data.user_failure_data
     assert told is not None and re.match(reason, told.description or "")
     assert not home.audio.exists()
+
+
+def test_an_asset_whose_input_was_never_made_is_no_silent_success(home: Home) -> None:
+    job = defs.resolve_job_def("prefix_job")
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions(PARTITIONS_NAME, ["calls"])
+        done = job.execute_in_process(
+            instance=instance, partition_key="calls", asset_selection=[transcripts.key], raise_on_error=False
+        )
+    [failed] = [e for e in done.all_events if e.is_step_failure]
+    told = failed.step_failure_data.user_failure_data
+    assert told is not None and re.match("raw_audio of partition 'calls' .* never made", told.description or "")
+    assert not home.tables.exists()
 
 
 @pytest.mark.parametrize(

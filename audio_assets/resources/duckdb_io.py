@@ -12,7 +12,7 @@ from dagster import ConfigurableIOManager, Failure, InitResourceContext, InputCo
 from pydantic import Field
 
 from audio_assets import schemas, settings
-from audio_assets.errors import SchemaError, SupersededError
+from audio_assets.errors import SchemaError, StorageError, SupersededError
 from audio_assets.partitions import prefix_for
 from audio_assets.resources.home import HomeResource
 from audio_assets.resources.run_config import refuse_in_run_config
@@ -192,7 +192,8 @@ class PartitionedDuckDBIOManager(ConfigurableIOManager):
     def load_input(self, context: InputContext) -> Any:
         """The columns and partitions asked for, in the type that the input is annotated with.
 
-        Of several partitions, those whose file is damaged are left out with a warning; a single one fails the step.
+        Of several partitions, those whose file is damaged are left out with a warning; a single one fails the step, as
+        does one that was never written.
         """
         table = _table_for(context)
         columns = (context.definition_metadata or {}).get("columns")
@@ -208,6 +209,8 @@ class PartitionedDuckDBIOManager(ConfigurableIOManager):
             relation = duckdb.connect().from_arrow(store.dataset(table, partitions, on_unreadable=warn))
             return relation.select(*columns) if columns else relation
         data = store.read(table, partitions, columns, on_unreadable=warn)
+        if not data.num_rows and partitions is not None and len(partitions) == 1:
+            _make_sure_it_was_made(store, table, partitions[0])
         return data.to_pandas() if wanted == "DataFrame" else data
 
 
@@ -217,6 +220,17 @@ def _kept(context: OutputContext, store: PartitionStore, table: schemas.Table) -
     if unchanged is None or unchanged.value is not True or len(context.asset_partition_keys) != 1:
         return None
     return store.find(table, context.asset_partition_keys[0])
+
+
+def _make_sure_it_was_made(store: PartitionStore, table: schemas.Table, partition: str) -> None:
+    """What was never made must not look like a prefix without objects: what follows would be made of nothing."""
+    if store.find(table, partition) is None:
+        raise Failure(
+            f"{table.name} of partition {partition!r} is needed and was never made; materialize {table.name} first, or "
+            "run prefix_job, which makes all in turn",
+            metadata={"exit_code": StorageError.exit_code},
+            allow_retries=False,
+        )
 
 
 def _warn(context: InputContext, bad: Unreadable) -> None:
