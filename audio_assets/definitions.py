@@ -59,15 +59,18 @@ ASSETS = [
 
 def build_definitions(**resources: Any) -> dg.Definitions:
     """The definitions, with some resources replaced: ``build_definitions(whisper=WhisperResource(engine="local"))``."""
+    whisper = resources.pop("whisper", None) or WhisperResource()
+    # An upgrade that hears otherwise makes transcripts out of date; the UI says so of each partition.
+    versioned = transcripts.map_asset_specs(lambda spec: spec.replace_attributes(code_version=whisper.code_version()))
     return dg.Definitions(
-        assets=ASSETS,
+        assets=[versioned if asset is transcripts else asset for asset in ASSETS],
         asset_checks=[transcripts_model_retirement],
         jobs=[discover_job, prefix_job, corpus_job],
         schedules=[discover_schedule, nightly_schedule, corpus_schedule],
         sensors=[new_r2_objects_sensor, r2_event_sensor, run_failure_sensor],
         resources={
             "r2": R2Resource(),
-            "whisper": WhisperResource(),
+            "whisper": whisper,
             "event_queue": EventQueueResource(),
             "home": HomeResource(),
             "mapper": MapperResource(),

@@ -34,8 +34,12 @@ from audio_assets.resources.whisper import WhisperResource
 from audio_assets.speech.decode import Limits
 from audio_assets.speech.ledger import Account, bring_up_to_date, money_metadata
 from audio_assets.speech.transcribe import AudioFile
+from audio_assets.storage.content import content_version
 
 RAW_COLUMNS = ["id", "etag", "size_bytes", "last_modified", "sha256", "duration_s", "status", "error"]
+
+VERSIONED = ["id", "sha256", "transcription", "language", "speech_s", "fingerprint", "status", "error"]
+"""The columns that make the data version: what a run finds in the cache puts nothing that follows out of date."""
 
 POOL = "transcription"
 """Where an instance limits its pools: partitions that are transcribed at once."""
@@ -177,6 +181,8 @@ def transcripts(
     fresh_s = sum(r["duration_s"] or 0.0 for r in new)
     return dg.MaterializeResult(
         value=table,
+        # Without, Dagster would take the same audio and the same code for the same text, whatever the model.
+        data_version=dg.DataVersion(content_version(table, VERSIONED)),
         check_results=checks.check_transcripts(table, raw_audio, previous),
         metadata=merge(
             {

@@ -16,7 +16,7 @@ from audio_assets.crashes import CrashMarks
 from audio_assets.errors import SettingsError
 from audio_assets.resources.run_config import refuse_in_run_config
 from audio_assets.resources.travelling import Travelling
-from audio_assets.speech import capabilities
+from audio_assets.speech import capabilities, local, openai_api
 from audio_assets.speech.cache import TranscriptCache
 from audio_assets.speech.capabilities import CAPABILITIES
 from audio_assets.speech.engine import Engine
@@ -25,7 +25,7 @@ from audio_assets.speech.ledger import Account
 from audio_assets.speech.local import LocalEngine, LocalOptions, model_or_packaged, weights_identity
 from audio_assets.speech.openai_api import CachedPieces, OpenAIEngine, OpenAIOptions
 from audio_assets.speech.retirement import Retirement, retirement
-from audio_assets.speech.transcribe import fingerprint
+from audio_assets.speech.transcribe import PIPELINE_VERSION, fingerprint
 
 _engines: dict[tuple[Any, ...], Engine] = {}
 _engines_lock = threading.Lock()
@@ -127,6 +127,18 @@ class WhisperResource(Travelling, ConfigurableResource):  # type: ignore[type-ar
             told = "engine" if self.engine else "WHISPER_ENGINE"
             raise SettingsError(f"{told} {name!r} is unknown; use local or openai")
         return name
+
+    def code_version(self) -> str | None:
+        """The version of the code that makes the text, as the cache has it, for Dagster; None with a wrong setting.
+
+        Each engine has its own: nothing that was paid for is out of date for what changed in the local one.
+        """
+        try:
+            name = self.engine_name()
+        except SettingsError:
+            return None
+        version = openai_api.ENGINE_VERSION if name == "openai" else local.ENGINE_VERSION
+        return f"{name} {version}, pipeline {PIPELINE_VERSION}"
 
     def create_engine(self) -> Engine:
         """The engine, loaded once per process and kept for the next partition.
