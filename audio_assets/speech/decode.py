@@ -293,9 +293,10 @@ class AudioStream:
 
         assert self._container is not None, "use AudioStream as a context manager"  # noqa: S101 - misuse, not input
         stated = self._stream.layout.name if self._split else None
-        clock = Clock(*lengths.span_s(self._container, self.header_duration_s))
+        span_s = lengths.span_s(self._container, self.header_duration_s)
+        clock = Clock(*span_s, counted=lengths.is_counted(self._container))
         resampler, form = None, None
-        for frame in self._frames():
+        for frame in self._frames(clock):
             missing = clock.missing_before(frame)
             # A damaged or hostile file may change its form half-way; a resampler that has nothing to do lets it pass.
             if resampler is None or missing or form != (frame.format.name, frame.layout.name, frame.sample_rate):
@@ -328,27 +329,41 @@ class AudioStream:
         for start in range(0, samples, SAMPLE_RATE_HZ):
             yield np.zeros((*shape, min(SAMPLE_RATE_HZ, samples - start)), np.float32)
 
-    def _frames(self) -> Iterator[Any]:
+    def _frames(self, clock: Clock) -> Iterator[Any]:
         import av
 
         assert self._container is not None  # noqa: S101 - see _pieces
-        frames = iter(self._container.decode(self._stream))
-        bad = 0
+        packets = iter(self._container.demux(self._stream))
+        bad = tag_end = 0
         while True:
+            in_tag = False
             try:
-                frame = next(frames)
+                packet = next(packets)
+                if self._container.format.name == "mp3":
+                    # Files that were put together have tags in them, with pictures.
+                    tag_end = max(tag_end, lengths.tag_end(packet))
+                    in_tag = packet.pos is not None and packet.pos < tag_end
+                frames = packet.decode()
             except StopIteration:
                 return
             except (av.FFmpegError, ValueError, OSError) as error:
+                if in_tag:
+                    clock.set_by_next()
+                    continue
                 self._damaged = True
                 bad += 1
                 # FFmpeg goes on behind a damaged packet; a file of nothing but damage must not be read for ever.
                 if isinstance(error, av.error.InvalidDataError) and bad < _MOST_BAD:
-                    frames = iter(self._container.decode(self._stream))
+                    packets = iter(self._container.demux(self._stream))
                     continue
                 return
-            bad = 0
-            yield frame
+            if in_tag:
+                # What a picture has that looks like sound.
+                clock.set_by_next()
+                continue
+            if frames:
+                bad = 0
+            yield from frames
 
     def _take(self, frame: Any) -> Samples:
         # Packed samples: PyAV reads the planes of eight channels and more from memory that is not the frame's.

@@ -100,6 +100,11 @@ def may_leave_out(container: InputContainer) -> bool:
     return container.format.name in (_MATROSKA, _MP4)
 
 
+def is_counted(container: InputContainer) -> bool:
+    """Whether a file has no timestamps, so that FFmpeg counts its frames."""
+    return container.format.name in ("mp3", "aac")
+
+
 def _start_s(container: InputContainer) -> float:
     return (container.start_time or 0) / 1_000_000
 
@@ -266,12 +271,21 @@ def _mp3_frames(frame: bytes, *, mpeg1: bool, mono: bool) -> int | None:
     return int.from_bytes(tag[14:18], "big") if tag[:4] == b"VBRI" else None
 
 
+def tag_end(packet: Any) -> int:
+    """Where the ID3v2 tag ends with which a packet of an MP3 begins; 0 if it begins with none."""
+    head = bytes(packet)[:10] if packet.size >= 10 else b""
+    return packet.pos + _id3_bytes(head) if head[:3] == b"ID3" and packet.pos is not None else 0
+
+
+def _id3_bytes(head: bytes) -> int:
+    size = 0
+    for byte in head[6:]:
+        size = size << 7 | byte & 0x7F
+    return len(head) + size + (10 if head[5] & 0x10 else 0)
+
+
 def _skip_id3(file: IO[bytes]) -> None:
     """Go to what lies behind the ID3v2 tags at the start."""
     while (head := file.read(10))[:3] == b"ID3" and len(head) == 10:
-        size = 0
-        for byte in head[6:]:
-            size = size << 7 | byte & 0x7F
-        footer = 10 if head[5] & 0x10 else 0
-        file.seek(size + footer, 1)
+        file.seek(_id3_bytes(head) - len(head), 1)
     file.seek(-len(head), 1)

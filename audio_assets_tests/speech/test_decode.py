@@ -340,6 +340,30 @@ def test_the_count_of_another_encoder_is_read_too(tmp_path, opening):
     assert stream.truncated
 
 
+def test_tags_between_mp3_files_that_were_put_together_are_no_damage(tmp_path, opening):
+    encode(tmp_path / "a.mp3", opening, rate=44_100)
+    part = (tmp_path / "a.mp3").read_bytes()
+    # A picture has bytes that look like the beginning of a frame.
+    picture = b"APIC" + (300_000).to_bytes(4, "big") + bytes(2) + np.random.default_rng(1).bytes(300_000)
+    size = bytes(len(picture) >> shift & 0x7F for shift in (21, 14, 7, 0))
+    tag = b"ID3\x03" + bytes(2) + size + picture
+    (tmp_path / "a.mp3").write_bytes(part + 3 * (tag + part))
+    audio = decode(tmp_path / "a.mp3")
+    assert audio.duration_s == pytest.approx(4 * 8.2, abs=0.3)
+    assert not audio.truncated
+    assert likeness(audio.samples[-len(opening) :], opening) > 0.9
+
+
+def test_raw_aac_that_was_put_together_of_two_rates_is_heard_without_gaps(tmp_path, opening):
+    for name, rate in (("a.aac", 16_000), ("b.aac", 44_100)):
+        encode(tmp_path / name, opening, rate=rate)
+    (tmp_path / "a.aac").write_bytes((tmp_path / "a.aac").read_bytes() + (tmp_path / "b.aac").read_bytes())
+    audio = decode(tmp_path / "a.aac")
+    assert audio.duration_s == pytest.approx(2 * 8.2, abs=0.3)
+    assert not audio.truncated
+    assert likeness(audio.samples[-len(opening) :], opening) > 0.9
+
+
 def test_too_many_bytes_and_too_much_time_are_refused(tmp_path, opening):
     encode(tmp_path / "a.mp3", opening)
     with pytest.raises(InvalidAudio, match="max_bytes"):
