@@ -77,11 +77,15 @@ class Audio:
 class AudioStream:
     """A file that is decoded as it is read. Use as a context manager and iterate `blocks` once.
 
+    Of several audio tracks it is that number ``track``, the default one first; None for the first that holds speech.
     ``duration_s``, ``truncated`` and ``clipped`` are final after the last block.
     """
 
-    def __init__(self, path: Path, limits: Limits | None = None, *, split_channels: bool = False):
+    def __init__(
+        self, path: Path, limits: Limits | None = None, *, split_channels: bool = False, track: int | None = None
+    ):
         self._path = path
+        self._track = track
         self._limits = limits or Limits()
         self._split = split_channels
         self._container: InputContainer | None = None
@@ -151,9 +155,10 @@ class AudioStream:
                 raise self._too_slow() from error
             raise InvalidAudio(f"not audio that can be decoded ({_reason(error)})") from error
         try:
-            if not self._container.streams.audio:
+            tracks = _tracks(self._container)
+            if not tracks:
                 raise InvalidAudio("holds no audio stream")
-            self._stream = stream = _track(self._container)
+            self._stream = stream = tracks[self._chosen(len(tracks))]
             if stream.codec_context is None:
                 raise InvalidAudio("its audio codec is unknown")
             self.header_duration_s = lengths.stated_s(self._path, self._container, stream)
@@ -170,6 +175,13 @@ class AudioStream:
         except OSError as error:
             self.__exit__()
             raise InvalidAudio(f"cannot be read: {_reason(error)}; run the ingestion again") from error
+
+    def _chosen(self, count: int) -> int:
+        if self._track is None and count > 1:
+            from audio_assets.speech import tracks
+
+            self._track = tracks.with_speech(self._path, self._limits, count)
+        return self._track or 0
 
     def _check_duration(self, duration_s: float) -> None:
         if duration_s > self._limits.max_duration_s:
@@ -391,12 +403,11 @@ class AudioStream:
         return np.clip(np.nan_to_num(data, nan=0.0), -LOUDEST, LOUDEST)
 
 
-def _track(container: InputContainer) -> Any:
-    """The audio stream that players choose: the first that is marked as default, else the first of all."""
+def _tracks(container: InputContainer) -> list[Any]:
+    """The audio streams in the order in which players choose them: those that are marked as default come first."""
     from av.stream import Disposition
 
-    streams = container.streams.audio
-    return next((each for each in streams if each.disposition & Disposition.default), streams[0])
+    return sorted(container.streams.audio, key=lambda each: not each.disposition & Disposition.default)
 
 
 def trial_of(path: Path, limits: Limits, *, split_channels: bool = False) -> tuple[list[str], float]:

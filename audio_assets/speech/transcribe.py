@@ -40,8 +40,8 @@ from audio_assets.speech.engine import (
 PIPELINE_VERSION = 1
 """Raised whenever decoding, windows or assembly change the text for the same engine.
 
-Not for what only damaged or rare files gain, such as those with holes or channels that cancel each other: whoever pays
-an API would pay for everything once more. Those are made anew with ``--no-cache``.
+Not for what only damaged or rare files gain, such as those with holes, channels that cancel each other or a first track
+without speech: whoever pays an API would pay for everything once more. Those are made anew with ``--no-cache``.
 """
 
 _WITHOUT_SPACES = frozenset({"zh", "ja", "th", "lo", "my", "yue", "km", "bo"})

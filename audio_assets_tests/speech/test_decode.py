@@ -688,26 +688,53 @@ def test_a_film_whose_picture_goes_on_after_its_sound_is_whole(tmp_path, opening
     assert decode(tmp_path / "film.mkv").truncated
 
 
-@pytest.mark.parametrize("marked", [0, 1])
-def test_of_several_tracks_the_default_one_is_heard(tmp_path, opening, marked):
+def tracks(path: Path, *sources: Path, marked: int) -> None:
+    """A film of nothing but audio tracks, one of them marked as default."""
     import av
 
-    encode(tmp_path / "silence.m4a", np.zeros(8 * SAMPLE_RATE_HZ, np.float32), rate=44_100)
-    encode(tmp_path / "speech.m4a", opening)
-    with av.open(str(tmp_path / "film.mp4"), "w") as made:
-        sources = [av.open(str(tmp_path / name)) for name in ("silence.m4a", "speech.m4a")]
-        tracks = [made.add_stream_from_template(source.streams.audio[0]) for source in sources]
-        for source, track in zip(sources, tracks, strict=True):
+    with av.open(str(path), "w") as made:
+        opened = [av.open(str(source)) for source in sources]
+        streams = [made.add_stream_from_template(source.streams.audio[0]) for source in opened]
+        for source, stream in zip(opened, streams, strict=True):
             for packet in source.demux(audio=0):
                 if packet.dts is not None:
-                    packet.stream = track
+                    packet.stream = stream
                     made.mux(packet)
             source.close()
     # The last bit of the flags in its header marks a track.
-    first, *headers = (tmp_path / "film.mp4").read_bytes().split(b"tkhd")
-    flags = [b"\x00\x00\x00" + (b"\x03" if number == marked else b"\x02") for number in range(2)]
+    first, *headers = path.read_bytes().split(b"tkhd")
+    flags = [b"\x00\x00\x00" + (b"\x03" if number == marked else b"\x02") for number in range(len(sources))]
     parts = [flag + header[4:] for flag, header in zip(flags, headers, strict=True)]
-    (tmp_path / "film.mp4").write_bytes(b"tkhd".join([first, *parts]))
-    audio = decode(tmp_path / "film.mp4")
-    assert (likeness(audio.samples, opening) > 0.9) if marked else not audio.samples.any()
+    path.write_bytes(b"tkhd".join([first, *parts]))
+
+
+@pytest.mark.parametrize("marked", [0, 1])
+def test_of_several_tracks_the_default_one_is_heard(tmp_path, two_cities, marked):
+    parts = two_cities[: 8 * SAMPLE_RATE_HZ], two_cities[8 * SAMPLE_RATE_HZ : 20 * SAMPLE_RATE_HZ]
+    encode(tmp_path / "first.m4a", parts[0], rate=44_100)
+    encode(tmp_path / "second.m4a", parts[1])
+    tracks(tmp_path / "film.mp4", tmp_path / "first.m4a", tmp_path / "second.m4a", marked=marked)
+    assert likeness(decode(tmp_path / "film.mp4").samples, parts[marked]) > 0.9
     assert probe.probe(tmp_path / "film.mp4").sample_rate_hz == (16_000 if marked else 44_100)
+
+
+@pytest.mark.parametrize("marked", [0, 1, 2])
+def test_a_default_track_without_speech_leaves_the_word_to_another(tmp_path, opening, marked):
+    hum = 0.1 * np.sin(2 * np.pi * 50 * np.arange(8 * SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ).astype(np.float32)
+    for name, samples in (("silence", np.zeros_like(hum)), ("hum", hum), ("speech", opening)):
+        encode(tmp_path / f"{name}.m4a", samples)
+    sources = [tmp_path / f"{name}.m4a" for name in ("silence", "hum", "speech")]
+    tracks(tmp_path / "film.mp4", *sources, marked=marked)
+    with AudioStream(tmp_path / "film.mp4") as stream:
+        heard = np.concatenate(list(stream.blocks()))
+    assert likeness(heard, opening) > 0.9
+    with AudioStream(tmp_path / "film.mp4", track=0) as stream:
+        default = np.concatenate(list(stream.blocks()))
+    assert bool(default.any() and likeness(default, opening) > 0.9) == (marked == 2)
+
+
+def test_of_tracks_without_speech_the_default_one_is_heard(tmp_path, opening):
+    for name, samples in (("silence", np.zeros_like(opening)), ("noise", 0.01 * np.ones_like(opening))):
+        encode(tmp_path / f"{name}.m4a", samples)
+    tracks(tmp_path / "film.mp4", tmp_path / "noise.m4a", tmp_path / "silence.m4a", marked=1)
+    assert not decode(tmp_path / "film.mp4").samples.any()
