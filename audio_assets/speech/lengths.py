@@ -120,13 +120,15 @@ def tolerance_s(container: InputContainer, stream: Any, duration_s: float) -> fl
 
 
 def ends_early(path: Path, container: InputContainer) -> bool:
-    """Whether a WAV or Ogg file ends before its own end mark, of which FFmpeg says nothing.
+    """Whether a WAV, MP4 or Ogg file ends before its own end mark, or goes on where FFmpeg does not, and says nothing.
 
-    The one has fewer bytes than its header promises, or behind them a file of another form that is not read; the other
-    has a last page that is not marked as the last.
+    The first has fewer bytes than its header promises, or behind them a file of another form that is not read; the
+    second has another one behind it; the last has a last page that is not marked as the last.
     """
     if container.format.name == "wav":
         return _wav_ends_early(path)
+    if container.format.name == _MP4:
+        return _mp4_is_followed(path)
     return container.format.name == "ogg" and _ogg_ends_early(path)
 
 
@@ -225,6 +227,23 @@ def _wav_ends_early(path: Path) -> bool:
         if sound is None or sound.length is None:
             return False
         return sound.start + sound.length > path.stat().st_size or _behind(file, sound) == _ANOTHER
+
+
+def _mp4_is_followed(path: Path) -> bool:
+    """Whether there is a second header, of which there is one to a file: FFmpeg reads what belongs to the first."""
+    headers = at = 0
+    with path.open("rb") as file:
+        for _ in range(_MOST_CHUNKS):
+            file.seek(at)
+            head = file.read(16)
+            headers += head[4:8] == b"moov"
+            size = int.from_bytes(head[:4], "big")
+            if size == 1:
+                size = int.from_bytes(head[8:], "big")
+            if headers > 1 or size < 8:
+                break
+            at += size
+    return headers > 1
 
 
 def _ogg_ends_early(path: Path) -> bool:

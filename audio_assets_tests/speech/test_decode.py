@@ -364,6 +364,17 @@ def test_raw_aac_that_was_put_together_of_two_rates_is_heard_without_gaps(tmp_pa
     assert likeness(audio.samples[-len(opening) :], opening) > 0.9
 
 
+@pytest.mark.parametrize("flags", ["", "+faststart", "+frag_keyframe+empty_moov"])
+def test_an_mp4_behind_which_another_is_not_read_is_truncated(tmp_path, opening, flags):
+    encode(tmp_path / "a.m4a", opening, options={"movflags": flags} if flags else None)
+    part = (tmp_path / "a.m4a").read_bytes()
+    assert not decode(tmp_path / "a.m4a").truncated
+    (tmp_path / "a.m4a").write_bytes(part + bytes(1000))
+    assert not decode(tmp_path / "a.m4a").truncated
+    (tmp_path / "a.m4a").write_bytes(part + part)
+    assert decode(tmp_path / "a.m4a").truncated
+
+
 def test_too_many_bytes_and_too_much_time_are_refused(tmp_path, opening):
     encode(tmp_path / "a.mp3", opening)
     with pytest.raises(InvalidAudio, match="max_bytes"):
