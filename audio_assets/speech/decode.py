@@ -105,6 +105,7 @@ class AudioStream:
         self._early = False
         self._unread = False
         self._goes_on = False
+        self._skipped_bytes = 0
 
     @property
     def clipped(self) -> bool:
@@ -320,7 +321,7 @@ class AudioStream:
                 resampler = av.AudioResampler(format="flt", layout=layout, rate=SAMPLE_RATE_HZ)
                 form = (frame.format.name, frame.layout.name, frame.sample_rate)
             if missing:
-                self._damaged |= not lengths.may_leave_out(self._container)
+                self._damaged |= not lengths.may_leave_out(self._container, self._skipped_bytes)
                 yield from self._silence(missing, frame)
             # Timestamps with holes would make the resampler insert or drop sound.
             frame.pts = None
@@ -347,10 +348,17 @@ class AudioStream:
         assert self._container is not None  # noqa: S101 - see _pieces
         packets = iter(self._container.demux(self._stream))
         bad = tag_end = 0
+        block, read_to = None, 0
         while True:
             in_tag = False
             try:
                 packet = next(packets)
+                if packet.pos is not None:
+                    # Several packets of Matroska may share a block, and have its place.
+                    if packet.pos != block:
+                        self._skipped_bytes = 0 if block is None else packet.pos - read_to
+                        block = read_to = packet.pos
+                    read_to += packet.size
                 if self._container.format.name == "mp3":
                     # Files that were put together have tags in them, with pictures.
                     tag_end = max(tag_end, lengths.tag_end(packet))

@@ -15,6 +15,9 @@ FILM_TOLERANCE_SHARE = 0.02
 
 _MATROSKA, _MP4 = "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"
 
+_MATROSKA_BETWEEN_BYTES = 200
+"""More than the headers of blocks and clusters that lie between two blocks of sound: these have some 60 bytes."""
+
 _MOST_CHUNKS = 1000
 _MOST_FMT_BYTES = 1024
 _LOOK_BYTES = 4096
@@ -95,9 +98,15 @@ def span_s(container: InputContainer, stated_s: float | None) -> tuple[float, fl
     return (min(0.0, start_s), end_s) if container.format.name == _MATROSKA else (start_s, start_s + end_s)
 
 
-def may_leave_out(container: InputContainer) -> bool:
-    """Whether a whole file of this kind may have holes in its timestamps; in others they are what damage left."""
-    return container.format.name in (_MATROSKA, _MP4)
+def may_leave_out(container: InputContainer, skipped_bytes: int) -> bool:
+    """Whether a whole file of this kind may have holes in its timestamps; in others they are what damage left.
+
+    FFmpeg skips what is damaged in Matroska without a word: there bytes without sound lie in such a hole. Those of a
+    picture may, too.
+    """
+    if container.format.name == _MATROSKA:
+        return skipped_bytes <= _MATROSKA_BETWEEN_BYTES or len(container.streams) > 1
+    return container.format.name == _MP4
 
 
 def is_counted(container: InputContainer) -> bool:

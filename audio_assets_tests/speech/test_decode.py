@@ -678,6 +678,17 @@ def test_an_ogg_file_that_lost_pages_is_damaged(tmp_path, opening):
     assert audio.truncated
 
 
+@pytest.mark.parametrize("damage", [bytes(2000), b"\xa5" * 2000])
+def test_what_damage_takes_from_a_matroska_file_is_not_taken_for_left_out_silence(tmp_path, opening, damage):
+    encode(tmp_path / "a.webm", opening, options={"cluster_time_limit": "1000"})
+    data = (tmp_path / "a.webm").read_bytes()
+    middle = len(data) // 2
+    (tmp_path / "a.webm").write_bytes(data[:middle] + damage + data[middle + len(damage) :])
+    audio = decode(tmp_path / "a.webm")
+    assert audio.duration_s == pytest.approx(8.2, abs=0.1)
+    assert audio.truncated
+
+
 def test_sound_that_begins_after_the_picture_keeps_its_time(tmp_path, opening):
     encode(tmp_path / "sound.m4a", opening)
     film(tmp_path / "film.mp4", tmp_path / "sound.m4a", 120, late_s=3)
