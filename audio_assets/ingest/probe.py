@@ -115,24 +115,26 @@ def _first_frame(av: Any, container: Any, stream: Any) -> Probe:
     if codec is None:
         raise InvalidAudio("its audio codec is unknown")
     reason = "it holds no audio"
-    try:
-        for count, packet in enumerate(container.demux(stream)):
-            try:
-                frames = packet.decode()
-            except av.error.FFmpegError as error:
-                frames, reason = [], _reason(error)
-            if frames:
-                return Probe(
-                    container=container.format.name,
-                    codec=codec.codec.canonical_name,
-                    sample_rate_hz=frames[0].sample_rate,
-                    channels=frames[0].layout.nb_channels,
-                    duration_s=_duration_s(av, container, stream),
-                )
-            if count >= _MOST_PACKETS:
-                break
-    except (av.error.FFmpegError, EOFError) as error:
-        reason = _reason(error)
+    packets = container.demux(stream)
+    for _ in range(_MOST_PACKETS):
+        try:
+            packet = next(packets, None)
+            frames = packet.decode() if packet is not None else []
+        except (av.error.FFmpegError, EOFError) as error:
+            reason = _reason(error)
+            # FFmpeg goes on behind what is damaged, as the decoder does.
+            packets = container.demux(stream)
+            continue
+        if packet is None:
+            break
+        if frames:
+            return Probe(
+                container=container.format.name,
+                codec=codec.codec.canonical_name,
+                sample_rate_hz=frames[0].sample_rate,
+                channels=frames[0].layout.nb_channels,
+                duration_s=_duration_s(av, container, stream),
+            )
     raise InvalidAudio(f"a {container.format.name} header, but nothing decodes: {reason}")
 
 

@@ -47,6 +47,23 @@ def test_vorbis_in_ogg(tmp_path: Path) -> None:
     assert probe(path).codec == "vorbis"
 
 
+def test_an_excerpt_that_begins_before_its_time_is_audio(tmp_path: Path) -> None:
+    """As FFmpeg cuts it with -ss from WebM to Ogg without coding it anew; it cannot read its own first page."""
+    import av
+
+    with (
+        av.open(str(write_tone(tmp_path / "a.webm", seconds=3))) as source,
+        av.open(str(tmp_path / "a.opus"), "w") as cut,
+    ):
+        track = cut.add_stream_from_template(source.streams.audio[0])
+        for packet in source.demux(audio=0):
+            if packet.dts is not None:
+                packet.pts = packet.dts = packet.dts - round(1.5 / packet.time_base)
+                packet.stream = track
+                cut.mux(packet)
+    assert probe(tmp_path / "a.opus").codec == "opus"
+
+
 @pytest.mark.parametrize("seconds", [0.1, 0.3])
 def test_a_very_short_recording_is_audio(seconds: float, tmp_path: Path) -> None:
     for extension in AUDIO_EXTENSIONS:
