@@ -304,7 +304,7 @@ class TestMistakes:
     def test_a_directory_that_cannot_be_made_is_named(
         self, command: str, directory: str, home: Home, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        home.root.mkdir(parents=True)
+        home.audio.mkdir(parents=True)
         (home.root / directory).write_text("a file is in its place")
         with pytest.raises(SystemExit) as stop:
             cli.main([command])

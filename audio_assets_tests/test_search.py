@@ -208,7 +208,10 @@ class TestCommand:
         assert "\u202e" not in out
         assert out.startswith("a/evil.wav  0:00  …\\u202e<img src=x onerror=alert(1)>")
 
-    def test_nothing_found_is_said_and_an_empty_home_is_no_mistake(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_nothing_found_is_said_and_an_empty_home_is_no_mistake(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        Home(tmp_path / "home").audio.mkdir(parents=True)
         out, err = self.run(capsys, "anything")
         assert (out, err) == ("", "no passage holds these words\n")
 
