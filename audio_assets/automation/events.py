@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import dagster as dg
 
 from audio_assets.automation.jobs import prefix_job
-from audio_assets.automation.runs import MAX_RUN_REQUESTS, has_run, partitions_in_flight
+from audio_assets.automation.runs import MAX_RUN_REQUESTS, has_run, partitions_in_flight, readable_tick
 from audio_assets.errors import AudioAssetsError
 from audio_assets.ingest.event_inbox import EventInbox
 from audio_assets.ingest.events import MalformedEvent, parse_event
@@ -101,6 +101,7 @@ def pull_events(
     description="Hears of new and deleted objects from the bucket's event notifications: asks for one run per prefix "
     "in which objects were written or deleted. Needs R2_EVENTS_QUEUE_ID.",
 )
+@readable_tick
 def r2_event_sensor(
     context: dg.SensorEvaluationContext, event_queue: EventQueueResource, r2: R2Resource, home: HomeResource
 ) -> dg.SensorResult | dg.SkipReason:

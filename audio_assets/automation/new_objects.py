@@ -7,7 +7,7 @@ import dagster as dg
 
 from audio_assets import schemas
 from audio_assets.automation.jobs import prefix_job
-from audio_assets.automation.runs import MAX_RUN_REQUESTS, has_run, partitions_in_flight
+from audio_assets.automation.runs import MAX_RUN_REQUESTS, has_run, partitions_in_flight, readable_tick
 from audio_assets.ingest.bucket_scan import add, folders_apart, object_digest
 from audio_assets.ingest.listing_state import ListingState, PrefixState, compare
 from audio_assets.ingest.selection import Selection
@@ -86,6 +86,7 @@ def read_stored(
     description="Lists the bucket: asks for one run per prefix with new, overwritten or vanished objects, registers "
     "new prefixes and retires those without objects and rows.",
 )
+@readable_tick
 def new_r2_objects_sensor(
     context: dg.SensorEvaluationContext,
     r2: R2Resource,

@@ -15,6 +15,7 @@ import pytest
 from audio_assets.automation import MAX_RUN_REQUESTS, new_objects, new_r2_objects_sensor, r2_event_sensor
 from audio_assets.demo import demo_objects
 from audio_assets.demo_server import WeedServer
+from audio_assets.errors import SettingsError
 from audio_assets.ingest import bucket_scan
 from audio_assets.ingest.intake import ingest_prefix
 from audio_assets.ingest.listing_state import RETIRED_AT_ONCE, ListingState, PrefixState, compare
@@ -394,6 +395,16 @@ def test_a_wrong_setting_fails_the_tick_and_is_named(tick: Tick, monkeypatch: py
     monkeypatch.delenv("R2_BUCKET")
     with pytest.raises(Exception, match="R2_BUCKET is not set"):
         tick()
+
+
+def test_a_wrong_key_is_told_without_the_code_and_the_libraries_that_noticed_it(
+    bucket: Bucket, tick: Tick, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("R2_SECRET_ACCESS_KEY", "another")
+    with pytest.raises(SettingsError, match="R2_SECRET_ACCESS_KEY does not belong") as told:
+        tick()
+    assert told.value.__suppress_context__ and told.value.__cause__ is None
+    assert told.traceback[-1].path.name == "runs.py"
 
 
 DRIVER = """
