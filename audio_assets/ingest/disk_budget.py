@@ -16,7 +16,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,18 +108,19 @@ class DiskBudget:
         try:
             yield change
         finally:
-            state = self.mirror.state(key)
-            try:
-                size: int | None = self.mirror.path_for(key).stat().st_size
-            except OSError:
-                size = None
             with self._transaction() as index:
-                if size is not None:
-                    index.execute(
-                        "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, 0, 0, 0)",
-                        (_bytes(key), size, state.etag if state else None, time.time()),
-                    )
+                self._enter(index, key)
                 index.execute("DELETE FROM held WHERE token = ?", (token,))
+
+    def _enter(self, index: sqlite3.Connection, key: str) -> None:
+        """Note what lies there of ``key``, for which there was room."""
+        state = self.mirror.state(key)
+        with suppress(OSError):
+            size = self.mirror.path_for(key).stat().st_size
+            index.execute(
+                "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, 0, 0, 0)",
+                (_bytes(key), size, state.etag if state else None, time.time()),
+            )
 
     def _let_go(self, token: str) -> None:
         with self._transaction() as index:
@@ -264,9 +265,12 @@ class DiskBudget:
             raise StorageError(f"{self._processes}: {error.strerror}; check the disk and its permissions") from error
 
     def _forget_the_dead(self, index: sqlite3.Connection) -> None:
-        """Holds of processes that are no more hold nothing."""
+        """Holds of processes that are no more hold nothing; what they have fetched lies there all the same."""
         for (process,) in index.execute("SELECT DISTINCT process FROM held").fetchall():
             if not processes.is_alive(self._processes, process):
+                fetched = index.execute("SELECT key FROM held WHERE process = ? AND size > 0", (process,)).fetchall()
+                for (key,) in fetched:
+                    self._enter(index, key.decode("utf-8", "surrogatepass"))
                 index.execute("DELETE FROM held WHERE process = ?", (process,))
 
     @contextmanager

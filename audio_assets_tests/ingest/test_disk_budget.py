@@ -15,6 +15,7 @@ import pytest
 from audio_assets.errors import FileFailed
 from audio_assets.ingest import disk_budget
 from audio_assets.ingest.disk_budget import DiskBudget
+from audio_assets.ingest.download import download
 from audio_assets.ingest.intake import Intake, IntakeOptions, ingest_prefix, restore_records
 from audio_assets.ingest.listing import RemoteObject
 from audio_assets.ingest.mirror import Mirror, identity_of
@@ -213,6 +214,21 @@ def test_a_dead_process_that_had_our_number_holds_nothing(bucket: Bucket, mirror
         )
     stored(mirror, budget, bucket, "b.wav")
     assert set(mirror.files()) == {"b.wav"}
+
+
+def test_what_a_process_has_fetched_before_it_was_killed_takes_its_room(bucket: Bucket, mirror: Mirror) -> None:
+    budget = DiskBudget(mirror, 25)
+    stored(mirror, budget, bucket, "a.wav")
+    budget.spent(["a.wav"])
+    found = RemoteObject("b.wav", bucket.put("b.wav", os.urandom(10)), 10, None)
+    download(bucket.client, bucket.name, found, mirror)
+    with budget._transaction() as index:
+        index.execute(
+            "INSERT INTO held VALUES ('token', ?, 10, ?)", (b"b.wav", f"{os.getpid()}-0123456789abcdef.process")
+        )
+    stored(mirror, budget, bucket, "c.wav")
+    assert on_disk(mirror) <= 25
+    assert set(mirror.files()) == {"b.wav", "c.wav"}
 
 
 def test_a_broken_download_has_its_room_already(bucket: Bucket, mirror: Mirror) -> None:
