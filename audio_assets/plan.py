@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from audio_assets import schemas
+from audio_assets import schemas, settings
 from audio_assets.crashes import CrashMarks
 from audio_assets.errors import NoSuchPrefixError
 from audio_assets.ingest.intake import IntakeOptions, stands
@@ -21,6 +21,9 @@ from audio_assets.resources.r2 import R2Resource
 from audio_assets.resources.whisper import WhisperResource
 from audio_assets.speech.estimate import Candidate, Estimate
 from audio_assets.storage.partition_files import PartitionStore
+
+Rows = Mapping[str, dict[str, Any]]
+"""Rows of `raw_audio`, by key."""
 
 TYPICAL_BYTES_PER_S = 16_000.0
 """128 kbit/s, for files of a kind of which none has been measured yet."""
@@ -106,22 +109,22 @@ def make_plan(
     selection = home.selection(
         None if include is None else list(include), None if exclude is None else list(exclude), max_object_bytes
     )
-    listed, tally, empty = _listed(r2, home.depth(), prefixes, selection)
     rows = {r["id"]: r for r in PartitionStore(home.paths().record).read(schemas.RAW_AUDIO).to_pylist()}
+    listed, tally, empty = _listed(r2, home.depth(), prefixes, selection, rows)
     for prefix in empty:
         # Of what vanished since a run finds that it is gone.
         if not any(map(IntakeOptions(key_prefixes=(prefix,)).wants, rows)):
             raise NoSuchPrefixError(f"--prefix {prefix!r}: no audio lies there; correct it, or leave it out")
     bytes_per_s = _bytes_per_s(rows.values())
     mirror = home.mirror()
+    longest_s, most_bytes = settings.load().audio_assets_max_duration_s, selection.max_object_bytes
 
     candidates: list[Candidate] = []
     contents: set[str] = set()
     to_download = duplicates = 0
     estimated = False
     for found in listed.values():
-        row = rows.get(found.key)
-        known = row if row is not None and row["etag"] == found.etag and row["sha256"] is not None else None
+        known = _known(rows, found)
         to_download += known is None
         # Until it is downloaded, an object's ETag and size are the best sign of the same bytes.
         content = known["sha256"] if known else f"{found.etag} {found.size_bytes}"
@@ -131,13 +134,16 @@ def make_plan(
         contents.add(content)
         if known and known["status"] != "ok" and (stands(known) or known["status"] != "invalid"):
             continue
+        too_large = most_bytes is not None and found.size_bytes > most_bytes
         if known and known["duration_s"] is not None:
-            path = mirror.path_for(found.key)
-            candidates.append(Candidate(found.key, content, known["duration_s"], known["sha256"], path))
+            path, seconds = mirror.path_for(found.key), known["duration_s"]
+            over = too_large or seconds > longest_s
+            candidates.append(Candidate(found.key, content, seconds, known["sha256"], path, over))
         else:
             estimated = True
             seconds = found.size_bytes / bytes_per_s[_extension(found.key)]
-            candidates.append(Candidate(found.key, content, seconds, known["sha256"] if known else None))
+            sha256 = known["sha256"] if known else None
+            candidates.append(Candidate(found.key, content, seconds, sha256, over_limit=too_large))
     with CrashMarks(home.paths().crash_marks) as marks:
         estimates, chosen = whisper.estimates(candidates, home.cache(), marks)
     return Plan(
@@ -161,9 +167,12 @@ def make_plan(
 
 
 def _listed(
-    r2: R2Resource, depth: int, prefixes: Sequence[str], selection: Selection
+    r2: R2Resource, depth: int, prefixes: Sequence[str], selection: Selection, rows: Rows
 ) -> tuple[dict[str, RemoteObject], Counter[str], list[str]]:
-    """The objects to fetch, by key, what else was counted, and the prefixes under which nothing counts."""
+    """The objects whose bytes are taken in, by key, what else was counted, and the prefixes under which nothing counts.
+
+    As in a run, what is there already was fetched, whatever the limit is now.
+    """
     listed: dict[str, RemoteObject] = {}
     tally: Counter[str] = Counter()
     seen: set[str] = set()
@@ -184,11 +193,19 @@ def _listed(
             for _, page in Sweep.below(spelling, depth).pages(client, bucket):
                 found_any = found_any or any(is_audio(key) and asked(key) for key in page.keys)
                 found = list(objects_of(page, counts))
-                selection.count_refused([each.size_bytes for each in found], tally)
-                listed.update((each.key, each) for each in found if selection.refusal(each) is None)
+                fresh = [each for each in found if _known(rows, each) is None]
+                selection.count_refused([each.size_bytes for each in fresh], tally)
+                refused = {each.key for each in fresh if selection.refusal(each) is not None}
+                listed.update((each.key, each) for each in found if each.key not in refused)
         if not found_any and prefix:
             empty.append(prefix)
     return listed, tally, empty
+
+
+def _known(rows: Rows, found: RemoteObject) -> dict[str, Any] | None:
+    """The row of an object that was fetched and is still the same."""
+    row = rows.get(found.key)
+    return row if row is not None and row["etag"] == found.etag and row["sha256"] is not None else None
 
 
 def _model(found: Estimate) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from audio_assets.ingest.intake import ingest_prefix
 from audio_assets.plan import make_plan
 from audio_assets.resources.home import HomeResource
 from audio_assets.resources.r2 import R2Resource
+from audio_assets.resources.whisper import WhisperResource
 from audio_assets.settings import Home
+from audio_assets.speech.transcribe import fingerprint
 from audio_assets.storage.partition_files import PartitionStore
 from audio_assets_tests.conftest import r2_environment
 from audio_assets_tests.ingest.conftest import remove_bucket
@@ -82,3 +84,30 @@ def test_a_prefix_is_found_however_its_folders_are_spelled(weed: WeedServer) -> 
     client.put_object(Bucket=BUCKET, Key="\u09dc/Zoe\u0308/a.wav", Body=b"no audio")
     client.close()
     assert make_plan(["\u09a1\u09bc/Zo\u00eb/"]).files == 1
+
+
+@pytest.mark.usefixtures("planned")
+@pytest.mark.parametrize(("limit", "cached"), [("bytes", False), ("bytes", True), ("seconds", False), (None, False)])
+def test_what_was_fetched_under_a_wider_limit_is_counted_as_a_run_treats_it(
+    home: Home, weed: WeedServer, monkeypatch: pytest.MonkeyPatch, limit: str | None, cached: bool
+) -> None:
+    """It stays, its transcript comes from the cache, and what is not there is `invalid` and costs nothing."""
+    key, sha256 = "calls/2026/a.wav", "a" * 64
+    etag = weed.client().head_object(Bucket=BUCKET, Key=key)["ETag"].strip('"')
+    row = {"id": key, "prefix": "calls/", "etag": etag, "size_bytes": 8, "sha256": sha256, "status": "ok"}
+    rows = schemas.RAW_AUDIO.from_rows([{**row, "duration_s": 60.0}])
+    PartitionStore(home.tables).write(schemas.RAW_AUDIO, rows, "calls")
+    if cached:
+        HomeResource().cache().put(sha256, fingerprint(WhisperResource().create_engine()), {"text": "said"})
+    if limit == "seconds":
+        monkeypatch.setenv("AUDIO_ASSETS_MAX_DURATION_S", "30")
+    made = make_plan(max_object_bytes=4 if limit == "bytes" else None)
+    assert (made.files, made.to_download, made.passed_over) == (1, 0, {"other_files": 1})
+    assert (made.cached, made.to_transcribe) == (int(cached), int(limit is None))
+    assert (made.cost_usd == 0) == (limit is not None)
+
+
+@pytest.mark.usefixtures("planned")
+def test_what_was_never_fetched_is_passed_over_when_it_is_too_large() -> None:
+    made = make_plan(max_object_bytes=4)
+    assert (made.files, made.passed_over) == (0, {"other_files": 1, "oversized_objects": 1})

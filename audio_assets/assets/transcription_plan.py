@@ -5,7 +5,7 @@ from dataclasses import asdict
 import dagster as dg
 import pyarrow as pa
 
-from audio_assets import schemas
+from audio_assets import schemas, settings
 from audio_assets.assets.common import OWNERS, WAREHOUSE, preview, readable_errors, table_metadata
 from audio_assets.assets.raw_audio import raw_audio
 from audio_assets.crashes import CrashMarks
@@ -33,11 +33,20 @@ def transcription_plan(
     """Estimate every model over the recordings that `raw_audio` holds."""
     with readable_errors():
         warehouse.fence(context.run.run_id, None)
-        columns = ["id", "sha256", "duration_s", "status"]
+        columns = ["id", "sha256", "size_bytes", "duration_s", "status"]
         rows = warehouse.store().read(schemas.RAW_AUDIO, columns=columns).to_pylist()
         mirror = home.mirror()
+        limits = settings.load()
+        longest_s, most_bytes = limits.audio_assets_max_duration_s, limits.audio_assets_max_bytes
         candidates = [
-            Candidate(r["id"], r["sha256"], r["duration_s"] or 0.0, r["sha256"], mirror.path_for(r["id"]))
+            Candidate(
+                r["id"],
+                r["sha256"],
+                r["duration_s"] or 0.0,
+                r["sha256"],
+                mirror.path_for(r["id"]),
+                over_limit=(r["duration_s"] or 0.0) > longest_s or (r["size_bytes"] or 0) > most_bytes,
+            )
             for r in rows
             if r["status"] == "ok"
         ]

@@ -25,7 +25,8 @@ LISTENED_S = 600.0
 class Candidate:
     """A recording that could be transcribed.
 
-    ``content`` is equal for equal bytes. ``sha256`` and ``path`` are None as long as it was not downloaded.
+    ``content`` is equal for equal bytes. ``sha256`` and ``path`` are None as long as it was not downloaded. One that is
+    ``over_limit`` is never transcribed, and still taken from the cache.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Candidate:
     duration_s: float
     sha256: str | None = None
     path: Path | None = None
+    over_limit: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def estimate(candidates: Sequence[Candidate], engine: Engine, cache: TranscriptC
     Equal bytes are transcribed once. Seconds are counted per recording, rounded up, as they are billed.
     """
     unique = {c.content for c in candidates}
-    todo = pending(candidates, engine, cache)
+    missing = _missing(candidates, engine, cache)
+    todo = [c for c in missing if not c.over_limit]
     seconds = sum(c.duration_s for c in todo)
     able = engine.capabilities if isinstance(engine, OpenAIEngine) else None
     costs = [0.0 if able is None else able.likely_usd(c.duration_s * (1 - silence.share)) for c in todo]
@@ -80,7 +83,7 @@ def estimate(candidates: Sequence[Candidate], engine: Engine, cache: TranscriptC
         model=engine.model,
         files=len(candidates),
         duplicates=len(candidates) - len(unique),
-        cached=len(unique) - len(todo),
+        cached=len(unique) - len(missing),
         to_transcribe=len(todo),
         hours=seconds / 3600,
         silence_hours=seconds * max(0.0, silence.share) / 3600,
@@ -92,6 +95,11 @@ def estimate(candidates: Sequence[Candidate], engine: Engine, cache: TranscriptC
 
 
 def pending(candidates: Sequence[Candidate], engine: Engine, cache: TranscriptCache) -> list[Candidate]:
+    """The candidates that would be transcribed, one of each content."""
+    return [c for c in _missing(candidates, engine, cache) if not c.over_limit]
+
+
+def _missing(candidates: Sequence[Candidate], engine: Engine, cache: TranscriptCache) -> list[Candidate]:
     """The candidates that the cache does not hold, one of each content."""
     unique = {c.content: c for c in reversed(candidates)}
     key = fingerprint(engine)
