@@ -147,7 +147,12 @@ def run_pipeline(
     chosen = _choose_partitions(store, options.prefixes, pipeline.lies)
     if options.fresh is not None:
         chosen = [(partition, []) for partition, _ in chosen if options.fresh.get(partition)]
-    say(f"{len(chosen)} prefixes in {'the mirror' if options.skip_ingestion else 'the bucket'}")
+    if options.fresh is not None:
+        say(f"{sum(map(len, options.fresh.values()))} recordings in {len(chosen)} prefixes to transcribe again")
+    elif options.skip_ingestion and not chosen:
+        say(f"no audio lies in {pipeline.home.audio}: put recordings there, or correct AUDIO_ASSETS_HOME")
+    else:
+        say(f"{len(chosen)} prefixes in {'the mirror' if options.skip_ingestion else 'the bucket'}")
     if options.fresh is None and not options.skip_ingestion:
         tidy_mirror(pipeline.resource, store)
     left = options.limit
@@ -248,6 +253,8 @@ class _Pipeline:
         self.options = options
         self.home = settings.home()
         self.resource = HomeResource(max_disk=options.max_disk)
+        # An address that is none is said here; a step would bury it.
+        self.resource.objects()
         _allow_open_files()
         self.instance = open_instance(self.home)
         # A run that was killed would count as running for ever, and hold its place in the queue.

@@ -530,6 +530,33 @@ class TestOtherCommands:
         assert f"{home.root}: no home is there; set AUDIO_ASSETS_HOME" in told.err
         assert list(home.root.parent.rglob("*")) == ([home.root, home.root / "letter.txt"] if there else [])
 
+    @pytest.mark.parametrize("place", ["s3://", "file:///tmp/nowhere"])
+    @pytest.mark.parametrize("command", [["run", "--skip-ingestion"], ["export"]])
+    def test_an_address_that_is_no_bucket_is_a_setting_to_correct(
+        self, command: list[str], place: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AUDIO_ASSETS_HOME", place)
+        monkeypatch.setenv("AUDIO_ASSETS_SCRATCH", str(Path.cwd() / "scratch"))
+        with pytest.raises(SystemExit) as stop:
+            cli.main(command)
+        told = capsys.readouterr().err
+        assert stop.value.code == 4
+        assert "write s3://bucket/folder" in told
+        assert "SettingsError" not in told
+
+    def test_a_mirror_without_audio_is_named(self, home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["run", "--skip-ingestion", "--skip-summary"])
+        assert stop.value.code == 0
+        assert f"no audio lies in {home.audio}: put recordings there" in "".join(capsys.readouterr().err.split("\n"))
+
+    def test_a_retry_says_how_much_it_does(self, home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+        home.audio.mkdir(parents=True)
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["retry", "--flag", "clipped"])
+        assert stop.value.code == 0
+        assert "0 recordings in 0 prefixes to transcribe again" in capsys.readouterr().err
+
     @pytest.mark.parametrize("command", [["export"], ["report"], ["search", "times"], ["subtitles"], ["audiofolder"]])
     def test_a_home_without_rows_is_no_mistake(
         self, command: list[str], home: Home, capsys: pytest.CaptureFixture[str]

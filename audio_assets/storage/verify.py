@@ -18,6 +18,7 @@ import duckdb
 from audio_assets import partitions, schemas, settings
 from audio_assets.errors import BusyError, FileError, SettingsError, StorageError
 from audio_assets.storage import atomic, exports
+from audio_assets.storage.objects import Objects
 from audio_assets.storage.partition_files import DamagedFileError, PartitionStore, file_name_for, first_line
 from audio_assets.storage.warehouse import PARTITION_COLUMN, Warehouse, quoted
 
@@ -128,9 +129,11 @@ def existing_home(home: settings.Home) -> PartitionStore:
     """The record of a home in which something is kept, even if it has no rows yet.
 
     Raises:
-        SettingsError: nothing is kept there; nothing was written.
+        SettingsError: nothing is kept there, or its address is none; nothing was written.
         StorageError: the store cannot be listed.
     """
+    if home.shared is not None:
+        Objects(home.shared)
     store = PartitionStore(home.record)
     kept = (home.bucket, home.audio, home.cache, home.tables, home.warehouse, home.exports, home.locks)
     if any(path.exists() for path in kept) or any(store.partitions(table) for table in schemas.TABLES.values()):
