@@ -451,12 +451,15 @@ def search(words: tuple[str, ...], prefixes: tuple[str, ...], limit: int, as_jso
     double quotes ('"best of" times') must stand side by side.
     """
     from audio_assets import settings, terminal
+    from audio_assets.derived import check_prefixes
     from audio_assets.search import search as find
     from audio_assets.storage.verify import existing_home
     from audio_assets.storage.warehouse import Warehouse
 
     home = settings.home()
-    with Warehouse(home.warehouse, existing_home(home)).connect() as connection:
+    store = existing_home(home)
+    check_prefixes(home, prefixes)
+    with Warehouse(home.warehouse, store).connect() as connection:
         found = find(connection, " ".join(words), prefixes=prefixes, limit=limit)
     if as_json:
         click.echo(terminal.json_text({"passages": [p.as_dict() for p in found]}))

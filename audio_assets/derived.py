@@ -73,7 +73,7 @@ def write_subtitles(home: settings.Home, formats: Sequence[str], prefixes: Seque
         BusyError: another process writes them.
         StorageError: a partition file is damaged, or the disk refused; earlier subtitles are untouched.
     """
-    _check_prefixes(home, prefixes)
+    check_prefixes(home, prefixes)
     made = []
     spelled_out = Mirror(home.audio).spelled_out
     for name in dict.fromkeys(formats):
@@ -133,7 +133,7 @@ def write_audiofolder(
         BusyError: another process writes it.
         StorageError: a partition file is damaged, or the disk refused; an earlier folder is untouched.
     """
-    _check_prefixes(home, prefixes)
+    check_prefixes(home, prefixes)
     target = home.exports / AUDIOFOLDER
     written = Written(target)
     mirror = Mirror(home.audio)
@@ -314,8 +314,9 @@ def _read_labels(lines: Iterable[str], shown: str) -> Iterator[tuple[str, str]]:
         ) from None
 
 
-def _check_prefixes(home: settings.Home, prefixes: Sequence[str]) -> None:
-    """Refuse a prefix that no transcript has: what is written would take the place of what is there, and hold nothing.
+def check_prefixes(home: settings.Home, prefixes: Sequence[str]) -> None:
+    """Refuse a prefix that no transcript has: what is made for it would hold nothing, and take the place of what is
+    there.
 
     Raises:
         NoSuchPrefixError: there is none, whatever its status.
@@ -337,7 +338,7 @@ def _check_prefixes(home: settings.Home, prefixes: Sequence[str]) -> None:
         there.update(rows.column("prefix").to_pylist())
     shown = ", ".join(map(repr, sorted(there)[:8])) or "none"
     raise NoSuchPrefixError(
-        f"--prefix {min(unused)!r}: no transcript lies there, and nothing was replaced. Prefixes with transcripts: "
+        f"--prefix {min(unused)!r}: no transcript lies there, and nothing was changed. Prefixes with transcripts: "
         f"{shown}"
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from audio_assets import schemas, settings
+from audio_assets.derived import check_prefixes
 from audio_assets.partitions import prefix_for
 from audio_assets.storage.verify import existing_home
 
@@ -17,10 +18,13 @@ def flagged(flag: str, prefixes: Sequence[str] = ()) -> dict[str, list[str]]:
         prefixes: only keys that start with one of these; all, if there are none.
 
     Raises:
+        NoSuchPrefixError: no transcript lies under one of ``prefixes``.
         SettingsError: no home is there.
         StorageError: a table cannot be read.
     """
-    store = existing_home(settings.home())
+    home = settings.home()
+    store = existing_home(home)
+    check_prefixes(home, prefixes)
     found: dict[str, list[str]] = {}
     for file in store.partitions(schemas.TRANSCRIPTS):
         if file.partition is None:

@@ -177,7 +177,7 @@ def test_a_prefix_without_transcripts_is_refused_and_replaces_nothing(
         out = capsys.readouterr()
         assert (stop.value.code, out.out) == (2, "")
         [line] = out.err.splitlines()
-        assert "--prefix 'y/': no transcript lies there, and nothing was replaced" in line
+        assert "--prefix 'y/': no transcript lies there, and nothing was changed" in line
         assert "Prefixes with transcripts: 'x/'" in line
     with pytest.raises(NoSuchPrefixError):
         write_subtitles(home, ["srt"], ["X/"])

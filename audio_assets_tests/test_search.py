@@ -215,6 +215,17 @@ class TestCommand:
         out, err = self.run(capsys, "anything")
         assert (out, err) == ("", "no passage holds these words\n")
 
+    @pytest.mark.parametrize("command", [["search", "best"], ["retry", "--flag", "clipped"]])
+    def test_a_prefix_without_transcripts_is_a_mistake_of_usage(
+        self, command: list[str], stored: None, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*command, "--prefix", "a/", "--prefix", "c/"])
+        assert stop.value.code == 2
+        assert capsys.readouterr().err.startswith(
+            "error: --prefix 'c/': no transcript lies there, and nothing was changed"
+        )
+
     def test_no_words_are_a_mistake_of_usage(self, stored: None, capsys: pytest.CaptureFixture[str]) -> None:
         _, err = self.run(capsys, "?", expect=2)
         assert err == "error: '?' holds no word to search for; give letters or digits\n"
