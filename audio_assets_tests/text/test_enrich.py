@@ -179,6 +179,7 @@ def test_the_asset_takes_its_switches_from_the_run_else_from_the_environment(
 
     from audio_assets.assets.tokens import TokensConfig
     from audio_assets.assets.tokens import tokens as asset
+    from audio_assets.partitions import PARTITIONS_NAME
     from audio_assets.resources.duckdb_io import PartitionedDuckDBIOManager
     from audio_assets.resources.mapper import MapperResource
 
@@ -192,8 +193,10 @@ def test_the_asset_takes_its_switches_from_the_run_else_from_the_environment(
     )
 
     warehouse = PartitionedDuckDBIOManager(tables_root=str(tmp_path), database=str(tmp_path / "w.duckdb"))
-    context = dg.build_asset_context(partition_key="p")
-    made = asset(context, TokensConfig(enrich=["pii"]), transcripts, MapperResource(), warehouse)
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions(PARTITIONS_NAME, ["p"])
+        context = dg.build_asset_context(partition_key="p", instance=instance)
+        made = asset(context, TokensConfig(enrich=["pii"]), transcripts, MapperResource(), warehouse)
 
     [row] = made.value.to_pylist()
     assert (row["redacted"], row["content_tokens"][:1]) == ("pin [NUMBER]", [])
