@@ -116,6 +116,7 @@ class TestRunFlags:
         ]
         assert report["counts"] == {"ok": 3}
 
+    @pytest.mark.slow
     def test_limit_does_not_forget_what_is_there(self, local: Run, home: Home) -> None:
         local("--skip-summary")
         local("--limit", "1", "--skip-summary")
@@ -198,6 +199,7 @@ class TestRunFlags:
         local("--batch-size", "3", "--max-workers", "2", "--skip-summary")
         assert seen == {"ingest_mirror": (3, 2), "transcribe_files": (3, 2)}
 
+    @pytest.mark.slow
     def test_verbose_shows_dagsters_log(self, local: Run) -> None:
         assert "RUN_SUCCESS" not in local("--limit", "0")["stderr"]
         assert "RUN_SUCCESS" in local("--limit", "0", "--verbose")["stderr"]
