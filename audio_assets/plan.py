@@ -11,7 +11,7 @@ from typing import Any
 from audio_assets import schemas, settings
 from audio_assets.crashes import CrashMarks
 from audio_assets.errors import NoSuchPrefixError
-from audio_assets.ingest.intake import IntakeOptions, stands
+from audio_assets.ingest.intake import IntakeOptions, refused_by_earlier_probe
 from audio_assets.ingest.listing import RemoteObject, is_audio, objects_of, spellings_of
 from audio_assets.ingest.selection import Selection, passed_over
 from audio_assets.ingest.sweep import Sweep
@@ -132,7 +132,7 @@ def make_plan(
             duplicates += 1
             continue
         contents.add(content)
-        if known and known["status"] != "ok" and (stands(known) or known["status"] != "invalid"):
+        if known and known["status"] != "ok" and not refused_by_earlier_probe(known):
             continue
         too_large = most_bytes is not None and found.size_bytes > most_bytes
         if known and known["duration_s"] is not None:

@@ -481,7 +481,7 @@ def _run(tasks: Sequence[Task], spread: Spread, skipped: int, on_progress: Progr
 def _settled(stored: pa.Table) -> dict[str, int]:
     """The stored rows that need no second try, by id: when their object was stored, in µs since 1970 (-1: unknown)."""
     status = stored.column("status")
-    probed = pc.greater_equal(pc.fill_null(stored.column("probe"), 0), PROBE_VERSION)  # as in `stands`
+    probed = pc.greater_equal(pc.fill_null(stored.column("probe"), 0), PROBE_VERSION)  # see refused_by_earlier_probe
     known = pc.or_(pc.equal(status, "ok"), pc.and_(pc.equal(status, "invalid"), probed))
     fine = pc.and_(known, pc.is_valid(stored.column("sha256")))
     rows = stored.select(["id", "last_modified"]).filter(fine)
@@ -489,9 +489,9 @@ def _settled(stored: pa.Table) -> dict[str, int]:
     return dict(zip(rows.column("id").to_pylist(), modified.to_pylist(), strict=True))
 
 
-def stands(row: Mapping[str, Any]) -> bool:
-    """Whether what a row says of its bytes goes for them still: a better probe may take in what was refused."""
-    return row["status"] == "ok" or (row["status"] == "invalid" and (row["probe"] or 0) >= PROBE_VERSION)
+def refused_by_earlier_probe(row: Mapping[str, Any]) -> bool:
+    """Whether a row's bytes were refused by a version of the probe before this one, which may take them in."""
+    return row["status"] == "invalid" and (row["probe"] or 0) < PROBE_VERSION
 
 
 def _rows_of(stored: pa.Table, ids: Set[str]) -> pa.Table:
@@ -597,7 +597,8 @@ def _row(state: ObjectState, prefix: str, mirror: Mirror, before: Row | None, ma
         "sha256": state.sha256,
         "probe": PROBE_VERSION,
     }
-    if before is not None and before["sha256"] == state.sha256 and stands(before):
+    settled = before is not None and before["status"] in ("ok", "invalid") and not refused_by_earlier_probe(before)
+    if before is not None and settled and before["sha256"] == state.sha256:
         # The same bytes are the same audio.
         probed = ("container", "codec", "sample_rate_hz", "channels", "duration_s", "probe", "status", "error")
         return row | {name: before[name] for name in probed}
